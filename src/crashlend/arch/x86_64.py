@@ -1,0 +1,301 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""x86_64: the series' three hooks, the layout of the reservation, and the bytes that go into it.
+
+Everything here is pure. Sources: arch/x86/kernel/crash.c, arch/x86/kernel/machine_kexec_64.c,
+Documentation/arch/x86/boot.rst.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Optional
+
+from crashlend.arch import MapEntry, Segment
+from crashlend.errors import CrashlendError
+from crashlend.formats import bootparams, elfcore
+from crashlend.formats.bzimage import ENTRY_64_OFFSET, BzImage
+from crashlend.formats.elfcore import ProgramHeader
+from crashlend.purgatory.entry_x86_64 import entry_code
+from crashlend.ranges import Range, Ranges, align_down, align_up
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from crashlend.facts import Facts
+
+PAGE = 4096
+MIB = 1 << 20
+GIB = 1 << 30
+LOW = Ranges([(0, MIB)])
+# ISA DMA and what firmware likes to touch; the kernel, too, keeps its crash image above it
+LENDABLE_FROM = 16 * MIB
+SLOT = 512 * GIB  # what one page of third-level entries maps
+
+RAM = "System RAM"
+RESERVED = "Reserved"
+E820_TYPES = {
+    RAM: bootparams.E820_RAM,
+    RESERVED: bootparams.E820_RESERVED,
+    "ACPI Tables": bootparams.E820_ACPI,
+    "ACPI Non-volatile Storage": bootparams.E820_NVS,
+    "Unusable memory": bootparams.E820_UNUSABLE,
+    "Persistent Memory": bootparams.E820_PMEM,
+}
+
+
+def system_ram(facts: Facts) -> Ranges:
+    """All RAM that the kernel may hold data in: "System RAM…" at any level of the tree.
+
+    "System RAM (kmem)" and "(virtio_mem)" are nested below their device (hazard 17).
+    """
+    return Ranges((r.start, r.end) for r in facts.iomem if r.name.startswith(RAM))
+
+
+def reservations(facts: Facts) -> Ranges:
+    """The protected memory of ``crashkernel=``: one range, or two with ``,high`` and ``,low``."""
+    return Ranges((r.start, r.end) for r in facts.iomem if r.name == "Crash kernel")
+
+
+def reserve_lent(facts: Facts) -> Ranges:
+    """Which memory may be lent at all, before any census.
+
+    Top-level "System RAM" only, because what a driver added (virtio-mem, kmem, dax) can be
+    taken away again; without the reservation, the kernel image and every other named resource
+    inside it, and nothing below 16 MiB.
+    """
+    plain = Ranges((r.start, r.end) for r in facts.iomem if r.depth == 0 and r.name == RAM)
+    # a shrunk reservation comes back as "System RAM" nested in "System RAM"
+    taken = Ranges((r.start, r.end) for r in facts.iomem if r.depth > 0 and r.name != RAM)
+    return plain - taken - Ranges([(0, LENDABLE_FROM)])
+
+
+def include_in_memory_map(
+    facts: Facts, core_header: Optional[Segment], lent: Ranges
+) -> tuple[MapEntry, ...]:
+    """The crash kernel's memory map: it gets this RAM and no other.
+
+    RAM is what production has below 1 MiB, the reservation without the core header, and the lent
+    ranges (crash_setup_memmap_entries() in the series). Everything else that firmware named is
+    handed on, so that ACPI and PCI find what they had.
+    """
+    header = Ranges([(core_header.start, core_header.end)] if core_header else [])
+    ram = (system_ram(facts) & LOW) | (reservations(facts) - header) | lent
+    entries = [MapEntry(r.start, r.end, RAM) for r in ram]
+    entries += [MapEntry(r.start, r.end, RESERVED) for r in header]
+    entries += [
+        MapEntry(r.start, r.end, r.type if r.type in E820_TYPES else RESERVED)
+        for r in facts.firmware_map
+        if r.type != RAM
+    ]
+    return tuple(sorted(entries, key=lambda e: (e.start, e.end)))
+
+
+def exclude_from_vmcore(facts: Facts, lent: Ranges) -> tuple[ProgramHeader, ...]:
+    """The core header's program headers: notes, kernel text, then RAM less what is excluded.
+
+    Excluded are the first MiB (the crash kernel uses it), the reservation and the lent ranges.
+    CrashlendError when production's notes or mappings are not known.
+    """
+    if not facts.crash_notes or facts.vmcoreinfo is None:
+        raise CrashlendError(
+            "cannot build the core header",
+            "the CPUs' crash notes or vmcoreinfo can't be read",
+            hint="run as root on a kernel with CONFIG_KEXEC and CONFIG_CRASH_DUMP",
+        )
+    if facts.page_offset is None or facts.kernel_text is None:
+        raise CrashlendError(
+            "cannot build the core header",
+            "/proc/kcore does not tell where the kernel is mapped",
+            hint="run as root on a kernel with CONFIG_PROC_KCORE",
+        )
+    offset = facts.page_offset
+    notes = [ProgramHeader(elfcore.PT_NOTE, n.phys, n.bytes) for n in facts.crash_notes]
+    notes.append(ProgramHeader(elfcore.PT_NOTE, *facts.vmcoreinfo))
+    text = facts.kernel_text
+    ram = system_ram(facts) - LOW - reservations(facts) - lent
+    return (
+        *notes,
+        ProgramHeader(elfcore.PT_LOAD, text.phys, text.bytes, text.virt),
+        *(ProgramHeader(elfcore.PT_LOAD, r.start, r.size, offset + r.start) for r in ram),
+    )
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where everything lies in the reservation, and what the crash kernel is told."""
+
+    segments: tuple[Segment, ...]
+    memory_map: tuple[MapEntry, ...]
+    program_headers: tuple[ProgramHeader, ...]
+    cmdline_phys: int
+    setup_data_phys: int
+    control_pages: int
+    required_bytes: int
+
+    def segment(self, name: str) -> Segment:
+        return next(s for s in self.segments if s.name == name)
+
+
+def main_reservation(facts: Facts) -> Optional[Range]:
+    """The range that must hold every segment (crashk_res): with ``,high`` the upper one."""
+    found = reservations(facts)
+    return found[-1] if found else None
+
+
+def core_header_segment(reservation: Range, headers: Sequence[ProgramHeader]) -> Segment:
+    """The core header, at the very top of the reservation, so that it splits nothing."""
+    size = elfcore.EHDR.size + elfcore.PHDR.size * len(headers)
+    pages = align_up(size, PAGE)
+    return Segment("elfcorehdr", align_down(reservation.end, PAGE) - pages, size, pages)
+
+
+def lay_out(
+    facts: Facts, image: BzImage, initramfs_bytes: int, cmdline_bytes: int, lent: Ranges
+) -> Layout:
+    """Place every segment, the kernel running in the reservation (placement ``reserved``).
+
+    All segments stand at the top, the hole for the kernel's control pages is at the bottom:
+    then nothing the crash kernel's decompressor writes to can hold the page tables it runs on.
+    CrashlendError when there is no reservation, when it is too small (with the bytes needed), or
+    when the image can't run there.
+    """
+    reservation = main_reservation(facts)
+    if reservation is None:
+        raise no_reservation()
+    headers = exclude_from_vmcore(facts, lent)
+    core = core_header_segment(reservation, headers)
+    memory_map = include_in_memory_map(facts, core, lent)
+    extra = max(0, len(memory_map) - bootparams.E820_MAX)
+    setup_data = bootparams.SETUP_DATA.size + extra * bootparams.E820_ENTRY.size if extra else 0
+
+    params_bytes = bootparams.SIZE + align_up(cmdline_bytes + 1, 16) + setup_data
+    code_bytes = len(entry_code(kernel_entry=0, boot_params=0, wait_seconds=0, pm_timer_port=None))
+    at = core.start
+    segments = [core]
+    for name, stored in (
+        ("boot_params", params_bytes),
+        ("entry", code_bytes),
+        ("initramfs", initramfs_bytes),
+    ):
+        at -= align_up(stored, PAGE)
+        segments.append(Segment(name, at, stored, align_up(stored, PAGE)))
+    upper = reservation.end - at
+    run_bytes = align_up(image.init_size, PAGE)
+    start = align_down(at - run_bytes, image.alignment)
+    segments.append(Segment("kernel", start, image.kernel_bytes, run_bytes))
+
+    control = control_pages(facts, [*segments])
+    lowest = align_up(reservation.start + control * PAGE, image.alignment)
+    required = lowest - reservation.start + run_bytes + upper
+    if start < lowest or reservation.size < required:
+        raise CrashlendError(
+            "the reservation is too small",
+            f"it has {reservation.size / MIB:.1f} MiB; the crash kernel needs "
+            f"{required / MIB:.1f} MiB in it ({image.init_size / MIB:.1f} to start, "
+            f"{initramfs_bytes / MIB:.1f} for its initramfs)",
+            hint=f"boot with crashkernel={align_up(required, MIB) // MIB}M or more",
+        )
+    if start + run_bytes > 4 * GIB and not image.above_4g:
+        raise CrashlendError(
+            "cannot load this kernel",
+            "the reservation lies above 4 GiB, where this image can't run",
+            hint="reserve memory without ,high, or use a kernel with CONFIG_RELOCATABLE",
+        )
+    if "la57" in facts.cpu_flags and not image.five_level:
+        raise CrashlendError(
+            "cannot load this kernel",
+            "the processor runs with 5-level page tables, which this image does not know",
+            hint="use a kernel with CONFIG_X86_5LEVEL, or boot production with no5lvl",
+        )
+    params = next(s for s in segments if s.name == "boot_params")
+    return Layout(
+        segments=tuple(sorted(segments, key=lambda s: s.start)),
+        memory_map=memory_map,
+        program_headers=headers,
+        cmdline_phys=params.start + bootparams.SIZE,
+        setup_data_phys=params.start + bootparams.SIZE + align_up(cmdline_bytes + 1, 16),
+        control_pages=control,
+        required_bytes=required,
+    )
+
+
+def no_reservation() -> CrashlendError:
+    """The error for a host without any ``crashkernel=`` memory."""
+    return CrashlendError(
+        "no memory is reserved for a crash kernel",
+        "/proc/iomem has no Crash kernel range",
+        hint="boot once with: crashkernel=1G,cma crashkernel=100M (this order works on every "
+        "kernel); dmesg says why when those words are there already",
+    )
+
+
+def control_pages(facts: Facts, segments: Sequence[Segment]) -> int:
+    """How many pages kexec_load takes from the reservation for itself, at most.
+
+    Control code and PGD (2, in one aligned pair up to Linux 6.x, hence the pad), a level for
+    LA57, one page per 512 GiB touched, one per GiB whose mapping needs 2 MiB leaves, the copy of
+    vmcoreinfo (machine_kexec_64.c: init_pgtable). With 1 GiB leaves only GiB that are covered in
+    part need a page.
+    """
+    ram = Ranges((r.start, r.end) for r in facts.iomem if r.depth == 0 and r.name == RAM)
+    ram |= Ranges([(0, MIB)])
+    firmware = Ranges(
+        (r.start, r.end) for r in facts.firmware_map if r.type.startswith("ACPI")
+    ) | Ranges((s.start, s.end) for s in segments)
+    slots = {r.start // SLOT for r in ram | firmware} | {(r.end - 1) // SLOT for r in ram}
+    touched: set[int] = set()
+    for r in ram:
+        first, last = r.start // GIB, (r.end - 1) // GIB
+        if "pdpe1gb" in facts.cpu_flags:
+            touched.update(g for g in (first, last) if g * GIB < r.start or (g + 1) * GIB > r.end)
+        else:
+            touched.update(range(first, last + 1))
+    for r in firmware:
+        touched.update(
+            g
+            for g in range(r.start // GIB, (r.end - 1) // GIB + 1)
+            if not ram.covers(Ranges([(g * GIB, (g + 1) * GIB)]))
+        )
+    five_level = 1 if "la57" in facts.cpu_flags else 0
+    return 2 + five_level + len(slots) + len(touched) + 1 + 1
+
+
+def build_segments(
+    facts: Facts,
+    image: BzImage,
+    layout: Layout,
+    *,
+    kernel_file: bytes,
+    initramfs: bytes,
+    cmdline: bytes,
+    wait_seconds: float,
+) -> dict[str, bytes]:
+    """The bytes of every segment of ``layout``, by its name."""
+    kernel = layout.segment("kernel")
+    params = layout.segment("boot_params")
+    ramdisk = layout.segment("initramfs")
+    page, setup_data = bootparams.build_boot_params(
+        setup_header=image.setup_header,
+        memory_map=[
+            bootparams.E820Entry(e.start, e.end, E820_TYPES[e.kind]) for e in layout.memory_map
+        ],
+        cmdline_phys=layout.cmdline_phys,
+        ramdisk_phys=ramdisk.start,
+        ramdisk_bytes=len(initramfs),
+        setup_data_phys=layout.setup_data_phys,
+        production=bytes.fromhex(facts.boot_params),
+        rsdp_phys=facts.rsdp or 0,
+    )
+    line = (cmdline + b"\0").ljust(align_up(len(cmdline) + 1, 16), b"\0")
+    return {
+        "kernel": kernel_file[image.kernel_offset : image.kernel_offset + image.kernel_bytes],
+        "initramfs": initramfs,
+        "entry": entry_code(
+            kernel_entry=kernel.start + ENTRY_64_OFFSET,
+            boot_params=params.start,
+            wait_seconds=wait_seconds,
+            pm_timer_port=facts.pm_timer_port,
+        ),
+        "boot_params": page + line + setup_data,
+        "elfcorehdr": elfcore.build_core_header(layout.program_headers),
+    }

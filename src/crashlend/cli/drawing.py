@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Physical memory as a drawing for the terminal: one line per stretch, one cell per few MiB."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from crashlend.cli.output import BLUE, DIM, RED, styled
+from crashlend.ranges import Ranges
+from crashlend.sizes import mib
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+COLUMNS = 64
+MAX_LINES = 16
+GIB = 1 << 30
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One kind of memory: what is drawn later covers what was drawn before."""
+
+    name: str
+    ranges: Ranges
+    glyph: str
+    plain: str
+    style: str
+
+
+def memory_layers(ram: Ranges, lent: Ranges, reservation: Ranges) -> list[Layer]:
+    """The three kinds of memory of every drawing, in the words of the tables."""
+    return [
+        Layer("production", ram, "·", ".", DIM),
+        Layer("shared until the crash", lent, "▒", "L", BLUE),
+        Layer("taken from production", reservation, "█", "R", RED),
+    ]
+
+
+def draw_memory(layers: Sequence[Layer], *, unicode: bool) -> list[str]:
+    """Draw the layers over the addresses they span; lines without any memory are left out."""
+    everything = Ranges()
+    for layer in layers:
+        everything |= layer.ranges
+    if not everything:
+        return []
+    populated = everything.align_outwards(GIB).size
+    cell = 1 << 24
+    while populated // (cell * COLUMNS) > MAX_LINES:
+        cell *= 2
+    lines = []
+    for start in range(0, everything[-1].end, cell * COLUMNS):
+        stretch = Ranges([(start, start + cell * COLUMNS)])
+        if not everything & stretch:
+            continue
+        cells = [" "] * COLUMNS
+        for layer in layers:
+            for part in layer.ranges & stretch:
+                first, last = (part.start - start) // cell, (part.end - 1 - start) // cell
+                for index in range(first, last + 1):
+                    cells[index] = styled(layer.glyph if unicode else layer.plain, layer.style)
+        lines.append(f"{start / GIB:7.2f} GiB {''.join(cells)}")
+    legend = ", ".join(
+        f"{styled(layer.glyph if unicode else layer.plain, layer.style)} {layer.name}"
+        for layer in layers
+        if layer.ranges
+    )
+    return [*lines, f"            {legend}; each cell is {mib(cell)}"]

@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""What the verbs share: settings, facts and payload from the parsed arguments."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Callable, Optional
+
+from crashlend import config
+from crashlend.capture.initramfs import CaptureSpec, build_initramfs
+from crashlend.capture.target import find_target
+from crashlend.errors import CrashlendError
+from crashlend.facts import Facts, read_facts
+from crashlend.hostfiles import open_host
+from crashlend.payload import Files, find_kernel, read_files
+
+if TYPE_CHECKING:
+    import argparse
+
+LENDING = ("lend", "lender", "lend_min", "lend_share", "block_deadline", "syscall", "dma_wait")
+PAYLOAD = ("kernel", "initramfs", "append")
+CAPTURE = ("dump_level", "allow_missing_user_data", "target", "path", "final_action", "hooks")
+
+
+def settings_from(args: argparse.Namespace) -> config.Settings:
+    """The effective settings: files below --root when that is a directory, then flags."""
+    root = getattr(args, "root", Path("/"))
+    return config.load_settings(root if root.is_dir() else Path("/nonexistent"), vars(args))
+
+
+def facts_from(args: argparse.Namespace, *, census: bool = False) -> Facts:
+    """The facts of this host or of the snapshot that --root names."""
+    return read_facts(open_host(args.root), census=census)
+
+
+def capture_spec(settings: config.Settings, release: str, root: Path) -> CaptureSpec:
+    """What the capture initramfs must hold for this host and these settings."""
+    return CaptureSpec(
+        release=release,
+        target=find_target(root, settings.target, settings.path),
+        dump_level=settings.dump_level,
+        final_action=settings.final_action,
+        hooks=root / settings.hooks.lstrip("/"),
+    )
+
+
+def files_getter(settings: config.Settings, say: Callable[[str], None]) -> Callable[[str], Files]:
+    """A function that finds kernel and initramfs for a release; it builds the latter if need be."""
+
+    def get(release: str) -> Files:
+        kernel = find_kernel(settings, release)
+        if settings.initramfs:
+            return read_files(kernel, Path(settings.initramfs))
+        say("building the capture initramfs")
+        built = build_initramfs(Path("/"), capture_spec(settings, release, Path("/")))
+        with TemporaryDirectory(prefix="crashlend-") as directory:
+            path = Path(directory) / f"initramfs-{release}"
+            path.write_bytes(built.data)
+            return read_files(kernel, path)
+
+    return get
+
+
+def files_if_any(
+    args: argparse.Namespace, settings: config.Settings, release: str, say: Callable[[str], None]
+) -> tuple[Optional[Files], str]:
+    """Kernel and initramfs for a plan, or None and why there are none."""
+    if args.root != Path("/") and not (settings.kernel and settings.initramfs):
+        return None, "a snapshot holds no kernel: name one with --kernel and --initramfs"
+    try:
+        return files_getter(settings, say)(release), ""
+    except CrashlendError as error:
+        return None, f"{error} ({error.hint})" if error.hint else str(error)

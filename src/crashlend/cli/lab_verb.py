@@ -1,0 +1,190 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Crash real kernels in QEMU: demo, trial, kernels."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from crashlend.cli.output import GREEN, RED, print_json, print_rows, progress, styled
+from crashlend.errors import EXIT_DONE, EXIT_FAILED
+from crashlend.sizes import mib, parse_size
+
+if TYPE_CHECKING:
+    from crashlend.lab.trial import Outcome, Spec
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    subs = parser.add_subparsers(metavar="WHAT", dest="what", required=True)
+
+    demo = subs.add_parser("demo", help="the main trial and its control, side by side")
+    demo.add_argument("--kernel", default="6.1", help="which kernel (see lab kernels)")
+    demo.add_argument("--json", action="store_true", help="print JSON (schema 1)")
+    demo.add_argument("--keep", type=Path, metavar="DIR", help="keep disks, consoles and dumps")
+
+    trial = subs.add_parser("trial", help="one crash, from boot to verified vmcore")
+    _add_trial_flags(trial)
+
+    kernels = subs.add_parser("kernels", help="which kernels there are; fetch one")
+    kernels.add_argument("--json", action="store_true", help="print JSON (schema 1)")
+    kernels.add_argument("--fetch", metavar="NAME", help="fetch and unpack this one")
+
+
+def _add_trial_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--kernel", default="6.1", metavar="NAME|PATH", help="a name of lab kernels, or a vmlinuz"
+    )
+    parser.add_argument(
+        "--modules", type=Path, metavar="DIR", help="lib/modules/RELEASE of a vmlinuz given by path"
+    )
+    parser.add_argument("--memory", type=_size, default=4 << 30, metavar="SIZE")
+    parser.add_argument("--cpus", type=int, default=1, metavar="N")
+    parser.add_argument(
+        "--cmdline",
+        default="crashkernel=1G,cma crashkernel=100M",
+        metavar="WORDS",
+        help="production's own words (default: %(default)s)",
+    )
+    parser.add_argument("--lender", choices=("auto", "movable", "cma", "none"), default="auto")
+    parser.add_argument("--lend", type=_size, metavar="SIZE", help="instead of the ,cma word")
+    parser.add_argument("--syscall", choices=("auto", "load", "file"), default="auto")
+    parser.add_argument(
+        "--crash",
+        default="sysrq",
+        metavar="KIND",
+        help="sysrq, sysrq-cpuN (on that CPU), or none (load only)",
+    )
+    parser.add_argument("--dump-level", type=int, default=31, metavar="N")
+    parser.add_argument("--allow-missing-user-data", action="store_true")
+    parser.add_argument(
+        "--dma-wait",
+        type=float,
+        default=1.0,
+        metavar="SECONDS",
+        help="how long the entry code waits; the product's default is 10 (default here: 1)",
+    )
+    parser.add_argument(
+        "--dimm", type=_size, action="append", default=[], metavar="SIZE", help="add a pc-dimm"
+    )
+    parser.add_argument("--accel", choices=("auto", "tcg", "kvm"), default="tcg")
+    parser.add_argument("--timeout", type=float, default=300.0, metavar="SECONDS")
+    parser.add_argument("--keep", type=Path, metavar="DIR", help="keep disk, console and dump")
+    parser.add_argument("--json", action="store_true", help="print JSON (schema 1)")
+
+
+def _size(text: str) -> int:
+    try:
+        return parse_size(text)
+    except Exception as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def run(args: argparse.Namespace) -> int:
+    if args.what == "kernels":
+        return _kernels(args)
+    if args.what == "demo":
+        from crashlend.cli.demo import run_demo
+
+        return run_demo(args)
+    from crashlend.lab.trial import run_trial
+
+    spec = trial_spec(args)
+    outcome = run_trial(spec, keep=args.keep, say=progress, on_event=announce)
+    if args.json:
+        print_json(outcome.to_json())
+    else:
+        show_outcome(outcome)
+    return EXIT_DONE if outcome.ok else EXIT_FAILED
+
+
+def trial_spec(args: argparse.Namespace) -> Spec:
+    """The trial that the flags describe; fetches its kernel."""
+    from crashlend.lab.kernels import fetch, from_files
+    from crashlend.lab.trial import Spec
+
+    if "/" in args.kernel:
+        modules = args.modules or Path(args.kernel).parent
+        kernel = from_files(Path(args.kernel), modules)
+    else:
+        kernel = fetch(args.kernel, progress)
+    return Spec(
+        kernel=kernel,
+        memory_bytes=args.memory,
+        cpus=args.cpus,
+        cmdline=args.cmdline,
+        lender=args.lender,
+        lend_bytes=args.lend,
+        syscall=args.syscall,
+        crash=args.crash,
+        dump_level=args.dump_level,
+        allow_missing_user_data=args.allow_missing_user_data,
+        dma_wait=args.dma_wait,
+        accel=args.accel,
+        timeout_seconds=args.timeout,
+        dimms=tuple(args.dimm),
+    )
+
+
+def announce(event: dict[str, Any], who: str = "") -> None:
+    """Say a stage of a trial as it happens."""
+    from crashlend.lab.trial import STAGES
+
+    words = STAGES.get(event.get("event", ""))
+    if words:
+        progress(f"{event['at']:6.1f} s  {who}{words}")
+
+
+def show_outcome(outcome: Outcome) -> None:
+    """The trial for people: what each side had, then every check."""
+    result = outcome.to_json()
+    crash = result["crash_kernel"]["mem_total_bytes"]
+    print_rows(
+        [
+            ("kernel", f"{result['kernel']}, {mib(result['memory_bytes'])}, {result['cpus']} CPU"),
+            ("taken from production", mib(result["reservation"]["before_bytes"] or 0)),
+            (
+                "shared until the crash",
+                f"{mib(result['lent']['bytes'] or 0)}, lender {result['lender']}",
+            ),
+            ("the crash kernel had", mib(crash) if crash else "unknown: it did not live to tell"),
+        ]
+    )
+    for check in outcome.checks:
+        mark = styled("ok    ", GREEN) if check.ok else styled("FAILED", RED)
+        print(f"{mark}  {check.name}: {check.detail}")
+    sys.stdout.flush()
+
+
+def _kernels(args: argparse.Namespace) -> int:
+    from crashlend.lab.kernels import fetch, list_kernels
+
+    if args.fetch:
+        kernel = fetch(args.fetch, progress)
+        if args.json:
+            print_json({"schema": 1, "release": kernel.release, "vmlinuz": str(kernel.vmlinuz)})
+        else:
+            print(f"{args.fetch}: {kernel.release}, {kernel.vmlinuz}")
+        return EXIT_DONE
+    offers = list_kernels(progress)
+    if args.json:
+        print_json(
+            {
+                "schema": 1,
+                "kernels": [
+                    {
+                        "name": o.name,
+                        "suite": o.suite,
+                        "package": o.package,
+                        "version": o.version,
+                        "fetched": o.fetched,
+                    }
+                    for o in offers
+                ],
+            }
+        )
+        return EXIT_DONE
+    for o in offers:
+        print(f"{o.name:<12} {o.suite:<18} {o.version:<24} {'here' if o.fetched else ''}")
+    return EXIT_DONE

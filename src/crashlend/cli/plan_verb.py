@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Show what load would do, what it costs, and the exact bytes needed."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from crashlend import config
+from crashlend.arch import for_machine
+from crashlend.cli.drawing import draw_memory, memory_layers
+from crashlend.cli.hosts import CAPTURE, LENDING, PAYLOAD, facts_from, files_if_any, settings_from
+from crashlend.cli.main import add_root
+from crashlend.cli.output import can_show, print_json, print_rows, progress
+from crashlend.plan import make_plan
+from crashlend.ranges import Ranges
+from crashlend.sizes import mib
+
+if TYPE_CHECKING:
+    import argparse
+
+    from crashlend.facts import Facts
+    from crashlend.plan import Plan
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_root(parser)
+    parser.add_argument(
+        "--census", action="store_true", help="rank memory blocks by what their pages hold (root)"
+    )
+    parser.add_argument("--verbose", "-v", action="store_true", help="also every segment and range")
+    config.add_flags(parser, (*LENDING, *PAYLOAD, *CAPTURE))
+
+
+def run(args: argparse.Namespace) -> int:
+    settings = settings_from(args)
+    facts = facts_from(args, census=args.census)
+    say = progress if sys.stderr.isatty() else _silent
+    files, why_not = files_if_any(args, settings, facts.release, say)
+    plan = make_plan(facts, settings, files.payload if files else None)
+    if plan.incomplete == "no kernel image was given" and why_not:
+        plan = replace(plan, incomplete=why_not)
+    if args.json:
+        print_json(plan.to_json())
+    else:
+        show_plan(plan, facts, verbose=args.verbose)
+    return 0
+
+
+def _silent(_message: str) -> None:
+    pass
+
+
+def show_plan(plan: Plan, facts: Facts, *, verbose: bool = False) -> None:
+    """Print the plan for people: costs first, then memory, then what is special."""
+    print_rows(cost_rows(plan))
+    print()
+    lines = draw_memory(
+        memory_layers(known_ram(facts), plan.lent, plan.reservation), unicode=can_show("█")
+    )
+    print("\n".join(lines))
+    notes = list(plan.notes)
+    if plan.incomplete:
+        label = "a coarse plan" if not facts.iomem else "not planned to the byte"
+        notes.append(f"this is {label}: {plan.incomplete}")
+        if not facts.iomem:
+            notes.append("for the whole one: sudo crashlend plan")
+    for note in notes:
+        print(f"note: {note}")
+    if verbose:
+        _show_details(plan)
+
+
+def cost_rows(plan: Plan) -> list[tuple[str, str]]:
+    """What each side has, in the design's words."""
+    costs = plan.costs
+    asked = f" of {mib(plan.offer.asked_bytes)} asked" if plan.offer.asked_bytes else ""
+    rows = [
+        ("taken from production", f"{mib(costs.taken_bytes)} (the reservation)"),
+        (
+            "shared until the crash",
+            f"{mib(costs.shared_bytes)}{asked}, lender {plan.lender}, "
+            f"{len(plan.lent)} range{'s' if len(plan.lent) != 1 else ''}",
+        ),
+    ]
+    if costs.crash_kernel_bytes is not None:
+        rows.append(("the crash kernel has", mib(costs.crash_kernel_bytes)))
+    if costs.required_bytes is not None:
+        rows.append(("needed in the reservation", mib(costs.required_bytes)))
+    rows.append(("loaded by", "kexec_file_load" if plan.syscall == "file" else "kexec_load"))
+    rows.append(("waits for DMA", f"{plan.dma_wait_seconds:g} s: {plan.dma_wait_reason}"))
+    return rows
+
+
+def known_ram(facts: Facts) -> Ranges:
+    """RAM as far as it is known: /proc/iomem, else whole memory blocks that are online."""
+    if facts.iomem:
+        found: Ranges = for_machine(facts.arch).system_ram(facts)
+        return found
+    size = facts.block_bytes or 0
+    return Ranges(
+        (b.index * size, (b.index + 1) * size) for b in facts.blocks if b.state == "online"
+    )
+
+
+def _show_details(plan: Plan) -> None:
+    print("\nlent ranges")
+    for r in plan.lent:
+        print(f"  {r.start:#014x} - {r.end:#014x}  {mib(r.size)}")
+    if plan.layout is not None:
+        print("\nsegments in the reservation")
+        for s in plan.layout.segments:
+            print(f"  {s.start:#014x} - {s.end:#014x}  {s.name:<12} {s.stored_bytes} bytes stored")
+        print(f"  and at most {plan.layout.control_pages} pages for the kernel's own use")
+        print("\nthe crash kernel's memory map")
+        for e in plan.layout.memory_map:
+            print(f"  {e.start:#014x} - {e.end:#014x}  {e.kind}")
+        print("\nprogram headers of /proc/vmcore")
+        for h in plan.layout.program_headers:
+            kind = {1: "LOAD", 4: "NOTE"}[h.type]
+            print(f"  {h.phys:#014x} - {h.end:#014x}  {kind} at {h.virt:#x}")
+    if plan.cmdline is not None:
+        print("\nthe crash kernel's command line")
+        print(f"  {plan.cmdline.line.encode('utf-8', 'backslashreplace').decode()}")
+        for word, reason in plan.cmdline.dropped:
+            print(f"  dropped {word!r}: {reason}")
+        for word, reason in plan.cmdline.added:
+            print(f"  added {word!r}: {reason}")
+    for passed in plan.offer.passed_over:
+        print(f"memory block {passed.index} is passed over: {passed.reason}")

@@ -1,0 +1,27 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Write the facts of this host to a file, for use elsewhere with --root."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from crashlend.hostfiles import open_host
+from crashlend.snapshot import take_snapshot
+from crashlend.system.state import write_atomically
+
+if TYPE_CHECKING:
+    import argparse
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("file", type=Path, metavar="FILE", help="the archive to write (tar.gz)")
+
+
+def run(args: argparse.Namespace) -> int:
+    data, facts = take_snapshot(open_host(Path("/")))
+    write_atomically(args.file, data)
+    print(f"{args.file}: {len(data)} bytes, the facts of {facts.release}")
+    for path, why in facts.missing.items():
+        print(f"note: without {path}: {why}")
+    return 0

@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Tell whether a crash kernel is loaded, and how lent memory is doing."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from crashlend.arch import for_machine
+from crashlend.cli.hosts import facts_from
+from crashlend.cli.main import add_root
+from crashlend.cli.output import print_json, print_rows
+from crashlend.errors import EXIT_DONE, EXIT_NOT_LOADED, EXIT_UNKNOWN
+from crashlend.facts import STATE_PATH
+from crashlend.hostfiles import open_host
+from crashlend.ranges import Ranges
+from crashlend.sizes import mib
+
+if TYPE_CHECKING:
+    import argparse
+
+    from crashlend.facts import Facts
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_root(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    facts = facts_from(args)
+    try:
+        state: dict[str, Any] = json.loads(open_host(args.root).read(STATE_PATH))
+        readable = True
+    except FileNotFoundError:
+        state, readable = {}, True
+    except (OSError, ValueError):
+        state, readable = {}, False
+    record = state.get("loaded") or {}
+    problems = find_problems(facts, state)
+    by_us = facts.crash_loaded is True and record.get("step") == "loaded"
+    lent = Ranges(tuple(r) for r in record.get("lent", [])) if by_us else Ranges()
+    reservation = for_machine(facts.arch).reservations(facts).size or facts.crash_size_bytes or 0
+    if args.json:
+        print_json(
+            {
+                "schema": 1,
+                "loaded": facts.crash_loaded,
+                "by_crashlend": by_us if readable else None,
+                "lender": record.get("lender") if by_us else None,
+                "reservation_bytes": reservation,
+                "lent": {"bytes": lent.size, "ranges": lent.to_json()},
+                "problems": problems,
+            }
+        )
+    else:
+        words = {True: "loaded", False: "not loaded", None: "unknown"}[facts.crash_loaded]
+        if facts.crash_loaded and not by_us:
+            words += " (by another program)" if readable else " (needs root to tell by whom)"
+        rows = [("crash kernel", words), ("taken from production", mib(reservation))]
+        if by_us:
+            rows.append(
+                ("shared until the crash", f"{mib(lent.size)}, lender {record.get('lender')}")
+            )
+            rows.append(("the crash kernel has", mib(int(record.get("crash_kernel_bytes") or 0))))
+        print_rows(rows)
+        for problem in problems:
+            print(f"problem: {problem}")
+    if facts.crash_loaded is None:
+        return EXIT_UNKNOWN
+    return EXIT_DONE if facts.crash_loaded else EXIT_NOT_LOADED
+
+
+def find_problems(facts: Facts, state: dict[str, Any]) -> list[str]:
+    """What the state file says and the host no longer bears out."""
+    problems = []
+    blocks = {b.index: b for b in facts.blocks}
+    for key, record in (state.get("blocks") or {}).items():
+        block = blocks.get(int(key))
+        if block is None:
+            problems.append(f"lent memory block {key} is gone; run crashlend reload")
+        elif block.state != "online":
+            problems.append(
+                f"memory block {key} is {block.state}: production lacks it; run crashlend load"
+            )
+        elif record.get("step") == "lent" and block.zones[:1] != ("Movable",):
+            problems.append(
+                f"lent memory block {key} is not movable any more and may hold kernel data; "
+                "run crashlend reload now"
+            )
+    if (state.get("loaded") or {}).get("step") == "loading":
+        problems.append("a load was interrupted; run crashlend load")
+    if state.get("loaded") and facts.crash_loaded is False:
+        problems.append("the crash kernel that crashlend loaded is gone; run crashlend load")
+    return problems

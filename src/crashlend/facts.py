@@ -1,0 +1,447 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""What crashlend knows of a host. :func:`read_facts` is the only reader; Facts is plain data.
+
+What could not be read is None or empty *and* stands in :attr:`Facts.missing` with the reason:
+it is never taken for zero. Addresses and sizes are bytes, ranges half-open.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import re
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Callable, Optional, TypeVar, Union
+
+from crashlend.errors import CrashlendError
+from crashlend.formats import elfcore, procfs
+from crashlend.formats.cmdline import from_proc
+from crashlend.formats.procfs import Resource, Zone
+from crashlend.lenders.census import ENTRY_BYTES, BlockCensus, count_pages
+
+if TYPE_CHECKING:
+    from crashlend.hostfiles import HostFiles
+
+T = TypeVar("T")
+E = TypeVar("E")
+
+PAGE = 4096
+STATE_PATH = "/run/crashlend/state.json"
+KERNEL_TEXT_BASE = 0xFFFFFFFF80000000
+NO_PHYSICAL_ADDRESS = (1 << 64) - 1
+# Flags of /proc/cpuinfo that decide something here.
+CPU_FLAGS = ("la57", "pdpe1gb", "tdx_guest", "hypervisor", "constant_tsc")
+MEMINFO = (
+    "MemTotal",
+    "MemFree",
+    "MemAvailable",
+    "CmaTotal",
+    "CmaFree",
+    "HardwareCorrupted",
+    "Unaccepted",
+)
+HIDDEN = "the kernel hides addresses from unprivileged readers"
+
+
+@dataclass(frozen=True)
+class FirmwareRange:
+    """One entry of /sys/firmware/memmap."""
+
+    start: int
+    end: int
+    type: str
+
+
+@dataclass(frozen=True)
+class MemoryBlock:
+    """One memory block: ``state`` and ``zones`` in sysfs' words (zones: what it is or may be)."""
+
+    index: int
+    state: str
+    zones: tuple[str, ...]
+    node: int
+
+
+@dataclass(frozen=True)
+class CrashNote:
+    """Where one CPU's registers are saved on a crash (physical address and bytes)."""
+
+    cpu: int
+    phys: int
+    bytes: int
+
+
+@dataclass(frozen=True)
+class KernelText:
+    """The kernel image's own mapping: ``_text`` virtual, physical, and bytes to ``_end``."""
+
+    virt: int
+    phys: int
+    bytes: int
+
+
+@dataclass(frozen=True)
+class HugePool:
+    """Huge pages of one size on one node."""
+
+    node: int
+    page_bytes: int
+    total: int
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Why memory of this host must not be lent; ``lender`` is "movable" or "any"."""
+
+    lender: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Facts:
+    """All that is known of one host; see the module for what absence means."""
+
+    arch: str
+    release: str
+    cmdline: str
+    privileged: bool
+    iomem: tuple[Resource, ...]
+    firmware_map: tuple[FirmwareRange, ...]
+    block_bytes: Optional[int]
+    blocks: tuple[MemoryBlock, ...]
+    zones: tuple[Zone, ...]
+    meminfo: dict[str, int]
+    cpu_flags: tuple[str, ...]
+    crash_notes: tuple[CrashNote, ...]
+    vmcoreinfo: Optional[tuple[int, int]]
+    page_offset: Optional[int]
+    kernel_text: Optional[KernelText]
+    rsdp: Optional[int]
+    efi: bool
+    pm_timer_port: Optional[int]
+    boot_params: str
+    crash_size_bytes: Optional[int]
+    crash_loaded: Optional[bool]
+    cma_ranges: Optional[tuple[tuple[int, int], ...]]
+    lockdown: Optional[str]
+    kexec_load_disabled: Optional[bool]
+    huge_pools: tuple[HugePool, ...]
+    memmap_on_memory: bool
+    refusals: tuple[Refusal, ...]
+    lent_blocks: tuple[int, ...]
+    block_census: tuple[BlockCensus, ...] = ()
+    missing: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def cmdline_bytes(self) -> bytes:
+        return self.cmdline.encode("utf-8", "surrogateescape")
+
+
+class _Reader:
+    """Reads single files and keeps account of what could not be read."""
+
+    def __init__(self, files: HostFiles) -> None:
+        self.files = files
+        self.missing: dict[str, str] = {}
+
+    def raw(self, path: str, *, optional: bool = False, limit: int = 1 << 26) -> bytes:
+        """The file's bytes; b"" when it can't be read, which is noted unless ``optional``."""
+        try:
+            return self.files.read(path, limit)
+        except FileNotFoundError:
+            if not optional:
+                self.missing[path] = "no such file on this host"
+        except OSError as error:
+            why = error.strerror or str(error)
+            if error.errno in (errno.EACCES, errno.EPERM) or isinstance(error, PermissionError):
+                why = f"{why} (needs root)" if "needs root" not in why else why
+            self.missing[path] = why
+        return b""
+
+    def text(self, path: str, *, optional: bool = False) -> str:
+        data = self.raw(path, optional=optional).strip(b"\0\n\t ")
+        return data.decode("utf-8", "surrogateescape")
+
+    def parsed(
+        self, path: str, parse: Callable[[bytes], T], empty: E, *, optional: bool = False
+    ) -> Union[T, E]:
+        """``parse(file)``; what is not there or makes no sense is noted and ``empty``."""
+        data = self.raw(path, optional=optional)
+        if not data:
+            return empty
+        try:
+            return parse(data)
+        except (CrashlendError, ValueError) as error:
+            self.missing[path] = str(error)
+            return empty
+
+
+def read_facts(files: HostFiles, *, census: bool = False) -> Facts:
+    """Read everything from ``files``: the running host or a snapshot of one.
+
+    ``census``: also count what the pages of every online block hold (about 10 ms per GiB).
+    """
+    reader = _Reader(files)
+    iomem = reader.parsed("/proc/iomem", procfs.parse_iomem, ())
+    if procfs.addresses_hidden(iomem):
+        reader.missing["/proc/iomem"] = HIDDEN
+        iomem = ()
+    block_bytes = _hex(reader, "/sys/devices/system/memory/block_size_bytes")
+    meminfo: dict[str, int] = reader.parsed("/proc/meminfo", procfs.parse_meminfo, {})
+    core = _kcore_headers(reader)
+    release = reader.text("/proc/sys/kernel/osrelease")
+    blocks = _memory_blocks(reader)
+    cpu_flags = _cpu_flags(reader)
+    return Facts(
+        arch=_arch(reader),
+        release=release,
+        cmdline=from_proc(reader.raw("/proc/cmdline")).decode("utf-8", "surrogateescape"),
+        privileged=bool(iomem),
+        iomem=iomem,
+        firmware_map=_firmware_map(reader),
+        block_bytes=block_bytes,
+        blocks=blocks,
+        zones=reader.parsed("/proc/zoneinfo", procfs.parse_zoneinfo, ()),
+        meminfo={name: meminfo[name] for name in MEMINFO if name in meminfo},
+        cpu_flags=cpu_flags,
+        crash_notes=_crash_notes(reader),
+        vmcoreinfo=reader.parsed(
+            "/sys/kernel/vmcoreinfo",
+            lambda data: procfs.parse_address_size(data, "/sys/kernel/vmcoreinfo"),
+            None,
+        ),
+        page_offset=_page_offset(core),
+        kernel_text=_kernel_text(core),
+        rsdp=_rsdp(reader),
+        efi=files.exists("/sys/firmware/efi"),
+        pm_timer_port=reader.parsed(
+            "/sys/firmware/acpi/tables/FACP", procfs.parse_fadt_pm_timer, None, optional=True
+        ),
+        boot_params=reader.raw("/sys/kernel/boot_params/data", optional=True).hex(),
+        crash_size_bytes=_decimal(reader, "/sys/kernel/kexec_crash_size"),
+        crash_loaded=_flag(reader, "/sys/kernel/kexec_crash_loaded"),
+        cma_ranges=_cma_ranges(reader, release, meminfo),
+        lockdown=_lockdown(reader),
+        kexec_load_disabled=_flag(reader, "/proc/sys/kernel/kexec_load_disabled"),
+        huge_pools=_huge_pools(reader),
+        memmap_on_memory=reader.text(
+            "/sys/module/memory_hotplug/parameters/memmap_on_memory", optional=True
+        )[:1]
+        in ("Y", "f", "1"),
+        refusals=_refusals(reader, cpu_flags, meminfo),
+        lent_blocks=_lent_blocks(reader),
+        block_census=_block_census(reader, blocks, block_bytes) if census else (),
+        missing=dict(sorted(reader.missing.items())),
+    )
+
+
+def _arch(reader: _Reader) -> str:
+    """The machine as uname has it; /proc/sys/kernel/arch is there since Linux 6.1."""
+    arch = reader.text("/proc/sys/kernel/arch", optional=True)
+    if arch:
+        return arch
+    return "x86_64" if reader.files.exists("/sys/kernel/boot_params") else ""
+
+
+def _hex(reader: _Reader, path: str) -> Optional[int]:
+    return reader.parsed(path, lambda data: int(data, 16), None)
+
+
+def _decimal(reader: _Reader, path: str) -> Optional[int]:
+    return reader.parsed(path, int, None)
+
+
+def _flag(reader: _Reader, path: str) -> Optional[bool]:
+    return reader.parsed(path, lambda data: bool(int(data)), None)
+
+
+def _cpu_flags(reader: _Reader) -> tuple[str, ...]:
+    match = re.search(rb"(?m)^flags\s*:(.*)$", reader.raw("/proc/cpuinfo"))
+    present = set(match.group(1).decode("ascii", "replace").split()) if match else set()
+    return tuple(flag for flag in CPU_FLAGS if flag in present)
+
+
+def _firmware_map(reader: _Reader) -> tuple[FirmwareRange, ...]:
+    base = "/sys/firmware/memmap"
+    out = []
+    for name in reader.files.names(base):
+        start, end = _hex(reader, f"{base}/{name}/start"), _hex(reader, f"{base}/{name}/end")
+        if start is not None and end is not None and end >= start:
+            out.append(FirmwareRange(start, end + 1, reader.text(f"{base}/{name}/type")))
+    return tuple(sorted(out, key=lambda r: (r.start, r.end)))
+
+
+def _memory_blocks(reader: _Reader) -> tuple[MemoryBlock, ...]:
+    base = "/sys/devices/system/memory"
+    out = []
+    for name in reader.files.names(base):
+        match = re.fullmatch(r"memory(\d+)", name)
+        if not match:
+            continue
+        index = int(match.group(1))
+        nodes = [n for n in reader.files.names(f"{base}/{name}") if re.fullmatch(r"node\d+", n)]
+        out.append(
+            MemoryBlock(
+                index,
+                reader.text(f"{base}/{name}/state"),
+                tuple(reader.text(f"{base}/{name}/valid_zones", optional=True).split()),
+                int(nodes[0][4:]) if nodes else 0,
+            )
+        )
+    return tuple(sorted(out, key=lambda b: b.index))
+
+
+def _block_census(
+    reader: _Reader, blocks: tuple[MemoryBlock, ...], block_bytes: Optional[int]
+) -> tuple[BlockCensus, ...]:
+    """What the pages of every online block hold, from /proc/kpageflags."""
+    if not block_bytes:
+        return ()
+    length = block_bytes // PAGE * ENTRY_BYTES
+    out = []
+    for block in blocks:
+        if block.state != "online":
+            continue
+        try:
+            flags = reader.files.read("/proc/kpageflags", length, offset=block.index * length)
+            out.append(count_pages(block.index, flags))
+        except (OSError, CrashlendError) as error:
+            reader.missing["/proc/kpageflags"] = str(error)
+            break
+    return tuple(out)
+
+
+def _crash_notes(reader: _Reader) -> tuple[CrashNote, ...]:
+    base = "/sys/devices/system/cpu"
+    out = []
+    for name in reader.files.names(base):
+        match = re.fullmatch(r"cpu(\d+)", name)
+        if not match:
+            continue
+        phys = reader.parsed(f"{base}/{name}/crash_notes", lambda data: int(data, 16), None)
+        size = reader.parsed(f"{base}/{name}/crash_notes_size", int, None)
+        if phys and size:
+            out.append(CrashNote(int(match.group(1)), phys, size))
+    return tuple(sorted(out, key=lambda note: note.cpu))
+
+
+def _kcore_headers(reader: _Reader) -> list[elfcore.ProgramHeader]:
+    # the headers alone: what follows them in this file is the kernel's memory
+    start = reader.raw("/proc/kcore", limit=elfcore.EHDR.size)
+    if not start:
+        return []
+    try:
+        data = reader.raw("/proc/kcore", limit=elfcore.headers_end(start))
+        return elfcore.parse_program_headers(data)
+    except CrashlendError as error:
+        reader.missing["/proc/kcore"] = str(error)
+        return []
+
+
+def _page_offset(core: list[elfcore.ProgramHeader]) -> Optional[int]:
+    """What the direct mapping adds to a physical address: the same for all of kcore's RAM.
+
+    Holds with 5-level paging and with KASLR, because it is read off (fs/proc/kcore.c sets
+    p_paddr for KCORE_RAM and KCORE_TEXT, all ones for the rest).
+    """
+    offsets = [
+        h.virt - h.phys
+        for h in core
+        if h.type == elfcore.PT_LOAD and h.phys != NO_PHYSICAL_ADDRESS and h.virt < KERNEL_TEXT_BASE
+    ]
+    return max(set(offsets), key=offsets.count) if offsets else None
+
+
+def _kernel_text(core: list[elfcore.ProgramHeader]) -> Optional[KernelText]:
+    for h in core:
+        known = h.type == elfcore.PT_LOAD and h.phys != NO_PHYSICAL_ADDRESS
+        if known and h.virt >= KERNEL_TEXT_BASE:
+            return KernelText(h.virt, h.phys, h.bytes)
+    return None
+
+
+def _rsdp(reader: _Reader) -> Optional[int]:
+    """The ACPI root pointer, which the crash kernel cannot find by itself under UEFI."""
+    match = re.search(
+        r"^ACPI20=(0x[0-9a-f]+)$", reader.text("/sys/firmware/efi/systab", optional=True), re.M
+    )
+    return int(match.group(1), 16) if match else None
+
+
+def _cma_ranges(
+    reader: _Reader, release: str, meminfo: dict[str, int]
+) -> Optional[tuple[tuple[int, int], ...]]:
+    """What the kernel made of ``,cma``: () nothing, None it can't be known to do such a thing.
+
+    The file exists since Linux 6.19 (commit 37a0a436c843, "kdump: expose crash_cma_ranges").
+    6.17 and 6.18 only log it (commits ab475510e042, bf8be1c36108): there CmaTotal says whether
+    to look.
+    """
+    for path in ("/sys/kernel/kexec/crash_cma_ranges", "/sys/kernel/kexec_crash_cma_ranges"):
+        if reader.files.exists(path):
+            return reader.parsed(path, procfs.parse_crash_cma_ranges, ())
+    if not meminfo.get("CmaTotal"):
+        return None
+    return reader.parsed("/dev/kmsg", procfs.parse_dmesg_cma, None, optional=True) or None
+
+
+def _lockdown(reader: _Reader) -> Optional[str]:
+    """Which lockdown level is in force; None where the kernel has no lockdown file."""
+    match = re.search(r"\[(\w+)\]", reader.text("/sys/kernel/security/lockdown", optional=True))
+    return match.group(1) if match else None
+
+
+def _huge_pools(reader: _Reader) -> tuple[HugePool, ...]:
+    out = []
+    nodes = [
+        n for n in reader.files.names("/sys/devices/system/node") if re.fullmatch(r"node\d+", n)
+    ]
+    for node in nodes:
+        base = f"/sys/devices/system/node/{node}/hugepages"
+        for name in reader.files.names(base):
+            match = re.fullmatch(r"hugepages-(\d+)kB", name)
+            total = _decimal(reader, f"{base}/{name}/nr_hugepages") if match else None
+            if match and total:
+                out.append(HugePool(int(node[4:]), int(match.group(1)) * 1024, total))
+    return tuple(out)
+
+
+def _refusals(
+    reader: _Reader, cpu_flags: tuple[str, ...], meminfo: dict[str, int]
+) -> tuple[Refusal, ...]:
+    """Signs of hosts whose memory can't be lent: they keep, encrypt or must accept pages."""
+    out = []
+    if reader.text("/sys/hypervisor/type", optional=True) == "xen":
+        out.append(
+            Refusal("movable", "under Xen, memory that goes online again ends in the balloon")
+        )
+    if any(
+        re.match(r"[0-9a-f]{8}-", name)
+        for name in reader.files.names("/sys/bus/vmbus/drivers/hv_balloon")
+    ):
+        out.append(
+            Refusal("movable", "Hyper-V's balloon driver keeps boot memory that goes online again")
+        )
+    log = reader.raw("/dev/kmsg", optional=True)
+    active = re.search(rb"Memory Encryption Features active:([^\n]*)", log)
+    if active:
+        features = active.group(1).decode("ascii", "replace").strip()
+        out.append(Refusal("any", f"memory encryption is active ({features})"))
+    signs = (
+        ("tdx_guest" in cpu_flags, "this is an Intel TDX guest"),
+        (
+            any(map(reader.files.exists, ("/sys/devices/platform/sev-guest", "/dev/sev-guest"))),
+            "this is an AMD SEV guest",
+        ),
+        (bool(meminfo.get("Unaccepted")), "there is unaccepted memory, which faults when touched"),
+    )
+    return (*out, *(Refusal("any", reason) for present, reason in signs if present))
+
+
+def _lent_blocks(reader: _Reader) -> tuple[int, ...]:
+    """The blocks that the state file says crashlend made movable."""
+
+    def parse(data: bytes) -> tuple[int, ...]:
+        return tuple(sorted(int(key) for key in json.loads(data).get("blocks", {})))
+
+    return reader.parsed(STATE_PATH, parse, (), optional=True)

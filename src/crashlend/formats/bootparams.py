@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""struct boot_params, the "zero page": arch/x86/include/uapi/asm/bootparam.h."""
+
+from __future__ import annotations
+
+import struct
+from typing import TYPE_CHECKING, NamedTuple
+
+from crashlend.errors import FormatError
+from crashlend.formats.bzimage import HEADER, SETUP_HEADER_OFFSET
+from crashlend.formats.layout import Layout
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+SIZE = 4096
+E820_OFFSET = 0x2D0
+E820_MAX = 128
+E820_ENTRY = struct.Struct("<QQI")
+SETUP_DATA = struct.Struct("<QII")  # next, type, len
+SETUP_E820_EXT = 1
+
+FIELDS = Layout(
+    "boot_params",
+    {
+        "acpi_rsdp_addr": (0x070, "Q"),
+        "ext_ramdisk_image": (0x0C0, "I"),
+        "ext_ramdisk_size": (0x0C4, "I"),
+        "ext_cmd_line_ptr": (0x0C8, "I"),
+        "e820_entries": (0x1E8, "B"),
+    },
+)
+# what production's zero page has and the crash kernel wants unchanged: the console's state
+SCREEN_INFO = slice(0x000, 0x040)
+EDID_INFO = slice(0x140, 0x1C0)
+
+E820_RAM, E820_RESERVED, E820_ACPI, E820_NVS, E820_UNUSABLE, E820_PMEM = 1, 2, 3, 4, 5, 7
+
+
+class E820Entry(NamedTuple):
+    """One line of the memory map: half-open ``[start, end)`` and an ``E820_*`` type."""
+
+    start: int
+    end: int
+    type: int
+
+
+def build_boot_params(
+    *,
+    setup_header: bytes,
+    memory_map: Sequence[E820Entry],
+    cmdline_phys: int,
+    ramdisk_phys: int,
+    ramdisk_bytes: int,
+    setup_data_phys: int,
+    production: bytes = b"",
+    rsdp_phys: int = 0,
+) -> tuple[bytes, bytes]:
+    """Return the zero page and the setup_data blob for what its 128 map entries cannot hold.
+
+    ``production`` is the running kernel's zero page (console state), ``setup_data_phys`` where
+    the caller will put the blob. The blob is empty when the map fits.
+    """
+    page = bytearray(SIZE)
+    if len(production) >= SIZE:
+        page[SCREEN_INFO] = production[SCREEN_INFO]
+        page[EDID_INFO] = production[EDID_INFO]
+    page[SETUP_HEADER_OFFSET : SETUP_HEADER_OFFSET + len(setup_header)] = setup_header
+    HEADER.write(page, "type_of_loader", 0xFF)
+    HEADER.write(
+        page, "loadflags", HEADER.read(setup_header, "loadflags", -SETUP_HEADER_OFFSET) | 1
+    )
+    for low, high, value in (
+        ("cmd_line_ptr", "ext_cmd_line_ptr", cmdline_phys),
+        ("ramdisk_image", "ext_ramdisk_image", ramdisk_phys),
+        ("ramdisk_size", "ext_ramdisk_size", ramdisk_bytes),
+    ):
+        HEADER.write(page, low, value & 0xFFFFFFFF)
+        FIELDS.write(page, high, value >> 32)
+    FIELDS.write(page, "acpi_rsdp_addr", rsdp_phys)
+
+    first, rest = memory_map[:E820_MAX], memory_map[E820_MAX:]
+    FIELDS.write(page, "e820_entries", len(first))
+    page[E820_OFFSET : E820_OFFSET + E820_ENTRY.size * len(first)] = pack_e820(first)
+    blob = b""
+    if rest:
+        data = pack_e820(rest)
+        blob = SETUP_DATA.pack(0, SETUP_E820_EXT, len(data)) + data
+    HEADER.write(page, "setup_data", setup_data_phys if blob else 0)
+    return bytes(page), blob
+
+
+def pack_e820(entries: Sequence[E820Entry]) -> bytes:
+    """The entries as the kernel reads them: start, size, type."""
+    return b"".join(E820_ENTRY.pack(e.start, e.end - e.start, e.type) for e in entries)
+
+
+def parse_e820(page: bytes, setup_data: bytes = b"") -> list[E820Entry]:
+    """The memory map of a zero page and, where there is one, its SETUP_E820_EXT blob."""
+    count = FIELDS.read(page, "e820_entries")
+    if count > E820_MAX or len(page) < SIZE:
+        raise FormatError("boot_params", f"{count} map entries, 128 at most", offset=0x1E8)
+    data = page[E820_OFFSET : E820_OFFSET + count * E820_ENTRY.size]
+    if setup_data:
+        if len(setup_data) < SETUP_DATA.size:
+            raise FormatError("setup_data", "it ends before its header does", offset=0)
+        _, kind, length = SETUP_DATA.unpack_from(setup_data)
+        if kind == SETUP_E820_EXT:
+            data += setup_data[SETUP_DATA.size : SETUP_DATA.size + length]
+    whole = len(data) // E820_ENTRY.size * E820_ENTRY.size
+    return [E820Entry(s, s + n, t) for s, n, t in E820_ENTRY.iter_unpack(data[:whole])]

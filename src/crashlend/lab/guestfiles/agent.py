@@ -1,0 +1,166 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Runs in the production guest: loads, fills memory with patterns, crashes. Python 3.9.
+
+Reports one JSON object per line on the second serial port.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import mmap
+import os
+import subprocess
+import sys
+import time
+from array import array
+from pathlib import Path
+
+PAGE = 4096
+CHUNK = 32 << 20
+PFN_MASK = (1 << 55) - 1
+# what user space leaves in lent memory, and elsewhere: no page of a kernel begins so
+IN_LENT, ELSEWHERE = 0xC7, 0x9E
+KEEP_AVAILABLE = 220 << 20
+
+
+def report(event: str, **values: object) -> None:
+    """Send one event to the lab."""
+    with open("/dev/ttyS1", "w", encoding="ascii") as port:
+        port.write(json.dumps({"event": event, **values}) + "\n")
+
+
+def meminfo() -> dict[str, int]:
+    """/proc/meminfo in bytes."""
+    lines = Path("/proc/meminfo").read_text().splitlines()
+    return {line.split(":")[0]: int(line.split()[1]) * 1024 for line in lines}
+
+
+def run_crashlend(words: list[str]) -> dict[str, object]:
+    """Run crashlend as a user would, with JSON as the answer."""
+    began = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-m", "crashlend", *words], capture_output=True, text=True, check=False
+    )
+    sys.stderr.write(done.stderr)
+    answer: object = None
+    if done.stdout:
+        try:
+            answer = json.loads(done.stdout)
+        except ValueError:
+            answer = done.stdout[-2000:]
+    return {
+        "argv": words,
+        "exit": done.returncode,
+        "stderr": done.stderr[-2000:],
+        "answer": answer,
+        "seconds": round(time.monotonic() - began, 3),
+    }
+
+
+class Chunk:
+    """One stretch of anonymous memory, all of it touched, and where its pages lay last."""
+
+    def __init__(self) -> None:
+        self.area = mmap.mmap(-1, CHUNK)
+        self.address = ctypes.addressof(ctypes.c_char.from_buffer(self.area))
+        ctypes.memset(self.address, ELSEWHERE, CHUNK)
+        self.frames = array("Q", bytes(CHUNK // PAGE * 8))
+        self.lent_pages = 0
+
+
+class Poison:
+    """Memory of this process: pages in lent memory hold one pattern, all others another."""
+
+    def __init__(self, lent: list[list[int]]) -> None:
+        self.lent = [(start // PAGE, end // PAGE) for start, end in lent]
+        self.chunks: list[Chunk] = []
+        self.pagemap = os.open("/proc/self/pagemap", os.O_RDONLY)
+
+    def is_lent(self, pfn: int) -> bool:
+        return any(start <= pfn < end for start, end in self.lent)
+
+    def mark(self, chunk: Chunk) -> bool:
+        """Give every page of the chunk the pattern of where it lies now; whether any had moved."""
+        offset = chunk.address // PAGE * 8
+        now = array("Q", os.pread(self.pagemap, CHUNK // PAGE * 8, offset))
+        if now == chunk.frames:
+            return False
+        for index, (old, new) in enumerate(zip(chunk.frames, now)):
+            was, is_now = self.is_lent(old & PFN_MASK), self.is_lent(new & PFN_MASK)
+            if was != is_now:
+                pattern = IN_LENT if is_now else ELSEWHERE
+                ctypes.memset(chunk.address + index * PAGE, pattern, PAGE)
+                chunk.lent_pages += 1 if is_now else -1
+        chunk.frames = now
+        return True
+
+    def settle(self) -> dict[str, int]:
+        """Mark all chunks until no page has moved meanwhile, and count."""
+        for _ in range(5):
+            moved = [self.mark(chunk) for chunk in self.chunks]  # every one, not until the first
+            if not any(moved):
+                break
+        inside = sum(chunk.lent_pages for chunk in self.chunks)
+        pages = len(self.chunks) * CHUNK // PAGE
+        return {"in_lent_pages": inside, "elsewhere_pages": pages - inside}
+
+    def fill(self) -> dict[str, int]:
+        """Fill lent memory as far as user space gets, and at least 64 MiB of the rest."""
+        lent_pages = sum(end - start for start, end in self.lent)
+        while meminfo()["MemAvailable"] > KEEP_AVAILABLE + CHUNK:
+            self.chunks.append(Chunk())
+            self.mark(self.chunks[-1])
+            inside = sum(chunk.lent_pages for chunk in self.chunks)
+            outside = len(self.chunks) * CHUNK // PAGE - inside
+            if inside >= lent_pages * 0.97 and outside * PAGE >= 64 << 20:
+                break
+        return self.settle()
+
+
+def crash(kind: str) -> None:
+    """End this kernel."""
+    if kind.startswith("sysrq-cpu"):
+        os.sched_setaffinity(0, {int(kind[len("sysrq-cpu") :])})
+    # written by the shell's one write, from this very CPU
+    fd = os.open("/proc/sysrq-trigger", os.O_WRONLY)
+    os.write(fd, b"c")
+
+
+def main() -> None:
+    """Do what /lab/job.json says."""
+    job = json.loads(Path("/lab/job.json").read_text())
+    report(
+        "booted",
+        uptime=float(Path("/proc/uptime").read_text().split()[0]),
+        release=os.uname().release,
+        python=sys.version.split()[0],
+        mem_total=meminfo()["MemTotal"],
+        cmdline=Path("/proc/cmdline").read_text().strip(),
+    )
+    lent: list[list[int]] = []
+    for words in job["commands"]:
+        result = run_crashlend(words)
+        report("command", **result)
+        if result["exit"] != 0 and not job.get("go_on"):
+            report("failed", stage=words[0])
+            return
+        answer = result["answer"]
+        if words[0] == "load" and isinstance(answer, dict):
+            lent = answer["plan"]["lent"]
+    report("loaded", mem_total=meminfo()["MemTotal"])
+    if job["crash"] == "none":
+        return
+    poison = Poison(lent)
+    if job["poison"]:
+        report("filled", **poison.fill())
+    os.sync()
+    if job["poison"]:
+        # the last look: what moved since gets the pattern of its new place
+        report("poisoned", **poison.settle())
+    report("crashing")
+    time.sleep(0.2)
+    crash(job["crash"])
+
+
+main()

@@ -1,0 +1,259 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""One virtual machine: QEMU's command line, its life, and what the guest reports.
+
+The guest reports over a second serial port, one JSON object per line; the console is kept for
+people and never read by the lab.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import selectors
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Callable
+
+from crashlend.errors import CrashlendError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+QEMU = "qemu-system-x86_64"
+PR_SET_PDEATHSIG = 1
+# A guest that prints nothing is a hung accelerator, not a slow one.
+KVM_PROBE_SECONDS = 5
+
+
+class LostVmError(CrashlendError):
+    """The virtual machine itself failed: no verdict on what ran in it."""
+
+
+@dataclass(frozen=True)
+class Machine:
+    """A virtual machine. Sizes in bytes; ``words`` is the kernel's command line."""
+
+    kernel: Path
+    initramfs: Path
+    words: str
+    memory_bytes: int
+    cpus: int = 1
+    disks: tuple[tuple[Path, bool], ...] = ()  # image, whether changes are kept
+    accel: str = "tcg"
+    dimms: tuple[int, ...] = ()
+    cpu_model: str = "max"
+
+    def argv(self, directory: Path) -> list[str]:
+        """QEMU's words; sockets and logs go into ``directory``."""
+        memory = str(self.memory_bytes >> 20)
+        if self.dimms:
+            most = (self.memory_bytes + sum(self.dimms)) >> 20
+            memory += f",slots={len(self.dimms)},maxmem={most + 1024}M"
+        argv = [
+            _qemu(),
+            *("-machine", "pc", "-accel", self.accel, "-cpu", self.cpu_model),
+            *("-m", memory, "-smp", str(self.cpus)),
+            *("-display", "none", "-vga", "none", "-nodefaults", "-no-user-config", "-no-reboot"),
+            *("-kernel", str(self.kernel), "-initrd", str(self.initramfs), "-append", self.words),
+            *("-chardev", f"file,id=console,path={directory}/console.log"),
+            *("-serial", "chardev:console"),
+            *("-chardev", f"socket,id=report,path={directory}/report.sock"),
+            *("-serial", "chardev:report"),
+            *("-rtc", "base=utc"),
+        ]
+        for index, size in enumerate(self.dimms):
+            argv += ["-object", f"memory-backend-ram,id=dimm{index},size={size >> 20}M"]
+            argv += ["-device", f"pc-dimm,id=d{index},memdev=dimm{index}"]
+        for image, keep in self.disks:
+            # results must be on the disk when the guest says so; speed comes from the page cache
+            argv += [
+                "-drive",
+                f"file={image},format=raw,if=virtio,cache=unsafe,snapshot={'off' if keep else 'on'}",
+            ]
+        return argv
+
+
+@dataclass
+class Report:
+    """What a guest reported: ``events`` in order, each with ``at`` (seconds since start)."""
+
+    events: list[dict[str, Any]] = field(default_factory=list)
+    seconds: float = 0.0
+    timed_out: bool = False
+
+    def find(self, name: str) -> dict[str, Any]:
+        """The first event of that name; empty when there was none."""
+        return next((e for e in self.events if e.get("event") == name), {})
+
+    def between(self, first: str, second: str) -> float | None:
+        """Seconds from one event to another; None when either is missing."""
+        a, b = self.find(first), self.find(second)
+        return round(b["at"] - a["at"], 3) if a and b else None
+
+
+def run_machine(
+    machine: Machine,
+    directory: Path,
+    *,
+    timeout_seconds: float,
+    on_event: Callable[[dict[str, Any]], None] = lambda event: None,
+) -> Report:
+    """Run the machine until it powers off or resets, or until the deadline.
+
+    LostVmError when QEMU itself fails. QEMU dies with this process, however that dies.
+    """
+    report = Report()
+    path = directory / "report.sock"
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(os.path.relpath(path) if len(str(path)) > 100 else str(path))
+        listener.listen(1)
+        listener.settimeout(20)
+        begin = time.monotonic()
+        with (directory / "qemu.log").open("wb") as log:
+            process = subprocess.Popen(
+                machine.argv(directory),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                preexec_fn=_die_with_parent,
+            )
+        try:
+            connection = _accept(listener, process, directory)
+            with connection:
+                deadline = begin + timeout_seconds
+                report.timed_out = not _read_events(connection, report, begin, deadline, on_event)
+        finally:
+            report.seconds = round(time.monotonic() - begin, 3)
+            _end(process, grace_seconds=0 if report.timed_out else 10)
+    if process.returncode not in (0, -signal.SIGKILL, -signal.SIGTERM):
+        raise _lost(directory, f"QEMU ended with {process.returncode}")
+    return report
+
+
+def _accept(
+    listener: socket.socket, process: subprocess.Popen[bytes], directory: Path
+) -> socket.socket:
+    listener.settimeout(0.2)
+    for _ in range(100):
+        try:
+            return listener.accept()[0]
+        except TimeoutError:
+            if process.poll() is not None:
+                raise _lost(directory, f"QEMU ended with {process.returncode}") from None
+    raise _lost(directory, "QEMU did not start within 20 s")
+
+
+def _read_events(
+    connection: socket.socket,
+    report: Report,
+    begin: float,
+    deadline: float,
+    on_event: Callable[[dict[str, Any]], None],
+) -> bool:
+    """Collect events until QEMU closes the port (True) or the deadline passes (False)."""
+    buffer = b""
+    with selectors.DefaultSelector() as selector:
+        selector.register(connection, selectors.EVENT_READ)
+        while True:
+            left = deadline - time.monotonic()
+            if left <= 0:
+                return False
+            if not selector.select(min(left, 1.0)):
+                continue
+            data = connection.recv(65536)
+            if not data:
+                return True
+            *lines, buffer = (buffer + data).split(b"\n")
+            for line in lines:
+                try:
+                    event = json.loads(line)
+                except ValueError:
+                    continue
+                if isinstance(event, dict):
+                    event["at"] = round(time.monotonic() - begin, 3)
+                    report.events.append(event)
+                    on_event(event)
+
+
+def _end(process: subprocess.Popen[bytes], grace_seconds: float) -> None:
+    try:
+        process.wait(grace_seconds)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def _lost(directory: Path, why: str) -> LostVmError:
+    try:
+        lines = (directory / "qemu.log").read_text(errors="replace").strip().splitlines()
+    except OSError:
+        lines = []
+    return LostVmError(
+        "the virtual machine was lost",
+        f"{why}: {lines[-1]}" if lines else why,
+        hint=f"its console and messages are in {directory}",
+    )
+
+
+def _die_with_parent() -> None:
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _qemu() -> str:
+    found = shutil.which(QEMU)
+    if not found:
+        raise CrashlendError(
+            "the lab cannot crash anything",
+            f"{QEMU} is not installed",
+            hint="on Debian: apt install qemu-system-x86",
+        )
+    return found
+
+
+def choose_accel(wish: str, kernel: Path, directory: Path) -> str:
+    """``kvm`` where it really works, else ``tcg``. ``auto`` probes; a wish for kvm that fails errs.
+
+    /dev/kvm may exist and hang: a guest started on it never prints. So a tiny guest (the kernel
+    alone, which panics for want of a root) must show its first words within a few seconds.
+    """
+    if wish == "tcg":
+        return "tcg"
+    works = os.access("/dev/kvm", os.R_OK | os.W_OK) and _kvm_prints(kernel, directory)
+    if not works and wish == "kvm":
+        raise CrashlendError(
+            "KVM does not work here", "a tiny guest printed nothing", hint="use --accel tcg"
+        )
+    return "kvm" if works else "tcg"
+
+
+def _kvm_prints(kernel: Path, directory: Path) -> bool:
+    console = directory / "kvm-probe.log"
+    argv: Sequence[str] = [
+        _qemu(),
+        *("-machine", "pc", "-accel", "kvm", "-cpu", "host", "-m", "256", "-nodefaults"),
+        *("-display", "none", "-no-reboot", "-kernel", str(kernel)),
+        *("-append", "console=ttyS0 earlyprintk=ttyS0 panic=-1", "-serial", f"file:{console}"),
+    ]
+    process = subprocess.Popen(
+        argv,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        preexec_fn=_die_with_parent,
+    )
+    try:
+        for _ in range(KVM_PROBE_SECONDS * 10):
+            if process.poll() is not None:
+                break
+            if console.exists() and console.stat().st_size > 0:
+                return True
+            time.sleep(0.1)
+        return console.exists() and console.stat().st_size > 0
+    finally:
+        _end(process, 0)

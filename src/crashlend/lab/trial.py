@@ -1,0 +1,294 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""A trial: one crash of a real kernel in QEMU, from boot to verified vmcore.
+
+Nothing of a trial outlives it but what ``--keep`` asks for; trials run side by side.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import tempfile
+from contextlib import ExitStack
+from dataclasses import dataclass
+from importlib.resources import as_file, files
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Callable
+
+from crashlend.errors import CrashlendError
+from crashlend.lab.checks import Check, run_checks
+from crashlend.lab.guest import build_boot_initramfs, build_root, pack_ext4
+from crashlend.lab.packages import find_tool, silent
+from crashlend.lab.qemu import Machine, Report, choose_accel, run_machine
+from crashlend.sizes import format_size
+
+if TYPE_CHECKING:
+    from crashlend.lab.kernels import Kernel
+
+Say = Callable[[str], None]
+# How people see the stages of a trial.
+STAGES = {
+    "booted": "production is up",
+    "loaded": "memory is lent, the crash kernel is loaded",
+    "filled": "lent memory is full of production's data",
+    "crashing": "the kernel panics",
+    "crash_kernel": "the crash kernel is up",
+    "saved": "the capture is over",
+    "scanned": "/proc/vmcore is examined",
+}
+DISK_FREE_BYTES = 700 << 20
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What to crash and how. Sizes in bytes, times in seconds.
+
+    ``cmdline`` are production's own words (``crashkernel=…``); ``lender`` and ``lend_bytes``
+    override what crashlend would do by itself. ``crash`` is sysrq, sysrq-cpuN, or none (only load
+    and report).
+    """
+
+    kernel: Kernel
+    memory_bytes: int = 4 << 30
+    cpus: int = 1
+    cmdline: str = "crashkernel=1G,cma crashkernel=100M"
+    lender: str = "auto"
+    lend_bytes: int | None = None
+    syscall: str = "auto"
+    crash: str = "sysrq"
+    dump_level: int = 31
+    allow_missing_user_data: bool = False
+    dma_wait: float = 1.0
+    accel: str = "tcg"
+    timeout_seconds: float = 300.0
+    dimms: tuple[int, ...] = ()
+    cpu_model: str = "max"
+    poison: bool = True
+    commands: tuple[tuple[str, ...], ...] = ()
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of a trial; ``to_json`` is the contract of ``lab trial --json``."""
+
+    spec: Spec
+    report: Report
+    plan: dict[str, Any]
+    capture: dict[str, Any]
+    vmcore_path: str
+    checks: tuple[Check, ...]
+    kept: str
+
+    @property
+    def ok(self) -> bool:
+        return all(check.ok for check in self.checks)
+
+    def to_json(self) -> dict[str, Any]:
+        """The trial's JSON, with at least the design's keys."""
+        plan, capture, report = self.plan, self.capture, self.report
+        costs = plan.get("costs", {})
+        layout = plan.get("layout") or {}
+        stored = {s["name"]: s["stored_bytes"] for s in layout.get("segments", [])}
+        answer = load_answer(report)
+        crash = capture.get("crash_kernel", {})
+        scanned = report.find("scanned")
+        return {
+            "schema": 1,
+            "ok": self.ok,
+            "checks": [{"name": c.name, "ok": c.ok, "detail": c.detail} for c in self.checks],
+            "kernel": self.spec.kernel.release,
+            "arch": "x86_64",
+            "firmware": "bios",
+            "memory_bytes": self.spec.memory_bytes + sum(self.spec.dimms),
+            "cpus": self.spec.cpus,
+            "cmdline": self.spec.cmdline,
+            "python": report.find("booted").get("python"),
+            "accel": self.spec.accel,
+            "lender": plan.get("lender"),
+            "syscall": plan.get("syscall"),
+            "dma_wait_seconds": plan.get("dma_wait_seconds"),
+            "reservation": {
+                "before_bytes": costs.get("taken_bytes"),
+                "after_bytes": costs.get("taken_bytes"),
+                "required_bytes": costs.get("required_bytes"),
+            },
+            "payload": {
+                "kernel_bytes": stored.get("kernel"),
+                "initramfs_bytes": stored.get("initramfs"),
+            },
+            "lent": {"bytes": costs.get("shared_bytes"), "ranges": plan.get("lent")},
+            "seconds": {
+                "boot": report.find("booted").get("at"),
+                "lend": answer.get("seconds", {}).get("lend"),
+                "load": answer.get("seconds", {}).get("load"),
+                "panic_to_crash_kernel": report.between("crashing", "crash_kernel"),
+                "panic_to_saved": report.between("crashing", "saved"),
+                "total": report.seconds,
+            },
+            "crash_kernel": {
+                "mem_total_bytes": crash.get("mem_total_bytes"),
+                "peak_used_bytes": crash.get("peak_used_bytes"),
+                "ram_ranges": crash.get("ram_ranges"),
+            },
+            "vmcore": {
+                "path": self.vmcore_path or None,
+                "bytes": capture.get("vmcore", {}).get("bytes"),
+                "level": capture.get("dump_level"),
+                "pt_loads": scanned.get("pt_loads"),
+            },
+            "kept": self.kept or None,
+        }
+
+
+def load_answer(report: Report) -> dict[str, Any]:
+    """What ``crashlend load --json`` printed in the guest; empty when it failed."""
+    for event in report.events:
+        if event.get("event") == "command" and event["argv"][0] == "load":
+            answer = event.get("answer")
+            if isinstance(answer, dict):
+                return answer
+    return {}
+
+
+def run_trial(
+    spec: Spec,
+    *,
+    keep: Path | None = None,
+    say: Say = silent,
+    on_event: Callable[[dict[str, Any]], None] = lambda event: None,
+) -> Outcome:
+    """Run one trial. CrashlendError when the lab itself can't; LostVmError when QEMU dies."""
+    with ExitStack() as stack:
+        if keep is None:
+            directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="crashlend-")))
+        else:
+            directory = keep
+            directory.mkdir(parents=True, exist_ok=True)
+        root = build_root(spec.kernel, say)
+        boot = build_boot_initramfs(spec.kernel, say)
+        disk = make_lab_disk(spec, directory)
+        machine = Machine(
+            kernel=spec.kernel.vmlinuz,
+            initramfs=boot,
+            words=production_words(spec),
+            memory_bytes=spec.memory_bytes,
+            cpus=spec.cpus,
+            disks=((root, False), (disk, True)),
+            accel=choose_accel(spec.accel, spec.kernel.vmlinuz, directory),
+            dimms=spec.dimms,
+            cpu_model=spec.cpu_model,
+        )
+        report = run_machine(
+            machine, directory, timeout_seconds=spec.timeout_seconds, on_event=on_event
+        )
+        saved = read_saved(disk, directory)
+        plan = load_answer(report).get("plan", {})
+        checks = run_checks(spec, report, plan, saved)
+        outcome = Outcome(
+            spec=spec,
+            report=report,
+            plan=plan,
+            capture=saved.capture,
+            vmcore_path=str(saved.vmcore) if keep and saved.vmcore else "",
+            checks=tuple(checks),
+            kept=str(keep) if keep else "",
+        )
+        if keep is not None:
+            (keep / "events.json").write_text(json.dumps(report.events, indent=1))
+            (keep / "trial.json").write_text(json.dumps(outcome.to_json(), indent=1))
+        return outcome
+
+
+def production_words(spec: Spec) -> str:
+    """Production's command line; root and init are the boot initramfs's business."""
+    words = f"console=ttyS0 loglevel=4 panic=1 {spec.cmdline}"
+    return words.strip()
+
+
+def make_lab_disk(spec: Spec, directory: Path) -> Path:
+    """The second disk: crashlend itself, the job, the hooks, and room for the dump."""
+    disk = directory / "lab.ext4"
+    with tempfile.TemporaryDirectory(prefix="crashlend-disk-") as name:
+        tree = Path(name)
+        tree.chmod(0o755)
+        with as_file(files("crashlend")) as package:
+            shutil.copytree(
+                package,
+                tree / "python/crashlend",
+                ignore=shutil.ignore_patterns("__pycache__", "lab", "snapshots"),
+            )
+        with as_file(files("crashlend.lab").joinpath("guestfiles")) as guestfiles:
+            for file in ("init", "agent.py", "scan.py"):
+                shutil.copy(guestfiles / file, tree / file)
+            for kind in ("pre", "post"):
+                hooks = tree / "hooks" / f"{kind}.d"
+                hooks.mkdir(parents=True)
+                shutil.copy(guestfiles / f"{kind}-hook", hooks / "50-lab")
+                (hooks / "50-lab").chmod(0o755)
+        (tree / "init").chmod(0o755)
+        (tree / "crash").mkdir()
+        (tree / "job.json").write_text(
+            json.dumps(
+                {
+                    "commands": [list(words) for words in spec.commands] or [load_words(spec)],
+                    "crash": spec.crash,
+                    "poison": spec.poison,
+                }
+            )
+        )
+        pack_ext4(tree, disk, "CRASH", free_bytes=DISK_FREE_BYTES)
+    return disk
+
+
+def load_words(spec: Spec) -> list[str]:
+    """The ``crashlend load`` of this trial."""
+    words = ["load", "--json", "--path", "/lab/crash", "--hooks", "/lab/hooks"]
+    words += ["--dump-level", str(spec.dump_level), "--dma-wait", f"{spec.dma_wait:g}"]
+    words += ["--lender", spec.lender, "--syscall", spec.syscall]
+    if spec.lend_bytes is not None:
+        words += ["--lend", format_size(spec.lend_bytes)]
+    if spec.allow_missing_user_data:
+        words += ["--allow-missing-user-data", "yes"]
+    return words
+
+
+@dataclass(frozen=True)
+class Saved:
+    """What the capture left on the disk, copied out of the image."""
+
+    capture: dict[str, Any]
+    dmesg: str
+    vmcore: Path | None
+
+
+def read_saved(disk: Path, directory: Path) -> Saved:
+    """Copy the dump's directory out of the disk image (debugfs needs no root)."""
+    out = directory / "saved"
+    out.mkdir(exist_ok=True)
+    done = subprocess.run(
+        [
+            find_tool("debugfs", "install the package e2fsprogs"),
+            "-R",
+            f"rdump /crash {os.path.relpath(out, directory)}",
+            str(disk),
+        ],
+        cwd=directory,
+        capture_output=True,
+        check=False,
+    )
+    if done.returncode != 0:
+        raise CrashlendError("cannot read the lab's disk", done.stderr.decode()[-200:])
+    newest = sorted(path for path in (out / "crash").glob("*") if path.is_dir())
+    if not newest:
+        return Saved({}, "", None)
+    where = newest[-1]
+    capture: dict[str, Any] = {}
+    dmesg = ""
+    if (where / "capture.json").is_file():
+        capture = json.loads((where / "capture.json").read_text(errors="replace"))
+    if (where / "dmesg.txt").is_file():
+        dmesg = (where / "dmesg.txt").read_text(errors="replace")
+    vmcore = where / "vmcore"
+    return Saved(capture, dmesg, vmcore if vmcore.is_file() else None)

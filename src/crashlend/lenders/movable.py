@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Lender ``movable``: memory blocks that go offline and come back as movable memory.
+
+Which blocks, in which order, and how many at most is decided here, from facts alone.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Optional
+
+from crashlend.errors import RefusedError
+from crashlend.lenders import Offer, PassedOver
+from crashlend.ranges import Ranges
+from crashlend.sizes import mib
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from crashlend.facts import Facts, MemoryBlock
+
+PAGE = 4096
+KERNEL_ZONES = ("DMA32", "Normal")
+
+
+def offer_movable(facts: Facts, asked_bytes: int, lendable: Ranges, share_percent: int) -> Offer:
+    """Rank the blocks that may be lent.
+
+    ``lendable`` is the architecture's ``reserve_lent``; empty when /proc/iomem hides it, which
+    makes the offer a coarse one. At most ``share_percent`` of RAM becomes movable, what is
+    movable already included: a kernel that has nearly nothing but movable memory deadlocks
+    (Documentation/admin-guide/mm/memory-hotplug.rst: up to 3:1 or 4:1 is considered safe).
+    RefusedError on hosts whose memory can't be lent this way.
+    """
+    if facts.memmap_on_memory:
+        raise RefusedError(
+            "movable memory must not be lent on this host",
+            "memory_hotplug.memmap_on_memory is on: an offlined block holds its own memmap",
+            hint="boot without memory_hotplug.memmap_on_memory",
+        )
+    block_bytes = facts.block_bytes
+    if not block_bytes or not facts.blocks:
+        raise RefusedError(
+            "there is no movable memory to be had",
+            "/sys/devices/system/memory has no memory blocks",
+            hint="a kernel with CONFIG_MEMORY_HOTPLUG and CONFIG_MEMORY_HOTREMOVE is needed",
+        )
+    ours = [b for b in facts.blocks if b.index in facts.lent_blocks and _is_movable(b)]
+    needed = -(-asked_bytes // block_bytes)
+    # of more blocks than are asked for now, the upper ones stay: they are the likelier neighbours
+    surplus, held = ours[: max(0, len(ours) - needed)], ours[max(0, len(ours) - needed) :]
+    notes: list[str] = []
+    wanted = needed - len(held)
+    if asked_bytes % block_bytes:
+        notes.append(f"memory blocks are {mib(block_bytes)} here: the request is rounded up")
+
+    movable_bytes = sum(z.managed for z in facts.zones if z.name == "Movable") * PAGE
+    limit_bytes = facts.meminfo.get("MemTotal", 0) * share_percent // 100
+    most = max(0, (limit_bytes - movable_bytes) // block_bytes)
+    if wanted > most:
+        notes.append(
+            f"at most {share_percent} % of RAM ({mib(limit_bytes)}) may be movable: "
+            f"{most * block_bytes // (1 << 20)} MiB more at most (setting lend_share)"
+        )
+        wanted = most
+
+    good, passed_over = [], []
+    for block in facts.blocks:
+        if block in ours:
+            continue
+        reason = _why_not(facts, block, block_bytes, lendable)
+        if reason:
+            passed_over.append(PassedOver(block.index, reason))
+        else:
+            good.append(block)
+    candidates = _spare_last_blocks(facts, sorted(good, key=lambda b: _rank(facts, b)))
+    if _poison_at_large(facts):
+        notes.append("the kernel counts poisoned memory that no block's census shows: none is lent")
+        candidates = []
+    held_ranges = _ranges((b.index for b in held), block_bytes)
+    return Offer(
+        "movable",
+        asked_bytes,
+        held=held_ranges,
+        foreseen=held_ranges | _ranges((b.index for b in candidates[:wanted]), block_bytes),
+        candidates=tuple(b.index for b in candidates) if wanted else (),
+        wanted=min(wanted, len(candidates)),
+        surplus=tuple(b.index for b in surplus),
+        passed_over=tuple(passed_over),
+        notes=tuple(notes),
+    )
+
+
+def _ranges(indexes: Iterable[int], block_bytes: int) -> Ranges:
+    return Ranges((i * block_bytes, (i + 1) * block_bytes) for i in indexes)
+
+
+def _is_movable(block: MemoryBlock) -> bool:
+    return block.state == "online" and block.zones[:1] == ("Movable",)
+
+
+def _why_not(facts: Facts, block: MemoryBlock, block_bytes: int, lendable: Ranges) -> Optional[str]:
+    """Why this block is not even tried; None when it is."""
+    census = next((c for c in facts.block_census if c.index == block.index), None)
+    whole = Ranges([(block.index * block_bytes, (block.index + 1) * block_bytes)])
+    checks = (
+        (block.state != "online", f"it is {block.state or 'gone'}"),
+        (_is_movable(block), "it is movable already, by somebody else"),
+        (not set(block.zones) & set(KERNEL_ZONES), "it lies in several zones or in ZONE_DMA"),
+        (
+            bool(lendable) and not lendable.covers(whole),
+            "it holds the reservation, the kernel, a hole, or memory of a driver",
+        ),
+        (census is not None and census.poisoned > 0, "it has poisoned pages"),
+        (census is not None and census.huge > 0, "it has huge pages, which would be dissolved"),
+    )
+    return next((reason for applies, reason in checks if applies), None)
+
+
+def _rank(facts: Facts, block: MemoryBlock) -> tuple[int, int]:
+    """Best first: blocks with the fewest pages that may not move, then from the top.
+
+    Counts are taken by their order of magnitude, so that equally good blocks stay neighbours
+    and make one range.
+    """
+    census = next((c for c in facts.block_census if c.index == block.index), None)
+    doubtful = census.unmovable + census.unknown // 8 if census else 0
+    return (doubtful.bit_length(), -block.index)
+
+
+def _spare_last_blocks(facts: Facts, candidates: list[MemoryBlock]) -> list[MemoryBlock]:
+    """Leave every node at least one block of its kernel zones."""
+    left = dict.fromkeys((b.node for b in facts.blocks), 0)
+    for block in facts.blocks:
+        if block.state == "online" and set(block.zones) & set(KERNEL_ZONES):
+            left[block.node] += 1
+    kept = []
+    for block in candidates:
+        if left[block.node] > 1:
+            left[block.node] -= 1
+            kept.append(block)
+    return kept
+
+
+def _poison_at_large(facts: Facts) -> bool:
+    """Whether HardwareCorrupted counts pages that the census did not find (hazard 2)."""
+    corrupted = facts.meminfo.get("HardwareCorrupted", 0)
+    return corrupted > sum(c.poisoned for c in facts.block_census) * PAGE

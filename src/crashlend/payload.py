@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The files that become the crash kernel: its image and its initramfs, found and read."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from crashlend.errors import CrashlendError
+from crashlend.formats.bzimage import BzImage
+from crashlend.plan import Payload
+
+if TYPE_CHECKING:
+    from crashlend.config import Settings
+
+KERNEL_PATHS = ("boot/vmlinuz-{release}", "lib/modules/{release}/vmlinuz")
+# No kernel or initramfs is larger; a wrong path (/dev/zero) must not eat production's memory.
+MAX_BYTES = 512 * 1024 * 1024
+
+
+@dataclass(frozen=True)
+class Files:
+    """What was read: paths for messages, bytes for the load."""
+
+    kernel_path: Path
+    kernel: bytes
+    initramfs_path: Path
+    initramfs: bytes
+    payload: Payload
+
+    def digest(self) -> str:
+        """SHA-256 over both files."""
+        return hashlib.sha256(self.kernel + self.initramfs).hexdigest()
+
+
+def find_kernel(settings: Settings, release: str, root: Path = Path("/")) -> Path:
+    """The image that the settings name, else the running release's; CrashlendError if absent."""
+    if settings.kernel:
+        return root / settings.kernel.lstrip("/")
+    places = [root / path.format(release=release) for path in KERNEL_PATHS]
+    for place in places:
+        if place.is_file():
+            return place
+    raise CrashlendError(
+        "no kernel image for the crash kernel",
+        f"{' and '.join(map(str, places))} do not exist",
+        hint="name one with --kernel",
+    )
+
+
+def read_files(kernel_path: Path, initramfs_path: Path) -> Files:
+    """Read both files and the image's header."""
+    kernel = _read(kernel_path, "the kernel image")
+    initramfs = _read(initramfs_path, "the initramfs")
+    return Files(
+        kernel_path,
+        kernel,
+        initramfs_path,
+        initramfs,
+        Payload(BzImage.parse(kernel), len(initramfs)),
+    )
+
+
+def _read(path: Path, what: str) -> bytes:
+    try:
+        with path.open("rb") as stream:
+            data = stream.read(MAX_BYTES + 1)
+    except OSError as error:
+        raise CrashlendError(f"cannot read {what} {path}", error.strerror or str(error)) from error
+    if not data or len(data) > MAX_BYTES:
+        raise CrashlendError(
+            f"cannot use {what} {path}", "it is empty" if not data else "it is over 512 MiB"
+        )
+    return data

@@ -1,0 +1,249 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The plan: every address, size and byte count before anything is touched. Pure.
+
+:func:`make_plan` does no I/O and reads no clock and no environment: the same facts, settings and
+payload give the same plan, on this host or another.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Optional
+
+from crashlend.arch import for_machine
+from crashlend.arch.x86_64 import Layout
+from crashlend.capture.initramfs import load_archive
+from crashlend.crashkernel.grammar import lent_request
+from crashlend.errors import CrashlendError, RefusedError
+from crashlend.formats.bzimage import BzImage
+from crashlend.formats.cmdline import USUAL_LIMIT, CrashCmdline, crash_cmdline
+from crashlend.jsonable import to_json
+from crashlend.lenders import Offer
+from crashlend.lenders.cma import offer_cma
+from crashlend.lenders.movable import offer_movable
+from crashlend.ranges import Ranges, align_up
+
+if TYPE_CHECKING:
+    from crashlend.config import Settings
+    from crashlend.facts import Facts
+
+# makedumpfile's levels that leave out page cache, private page cache and user data
+USER_DATA_LEVELS = 2 | 4 | 8
+# `elfcorehdr=0x` and the longest address: its length must be known before its value
+CORE_HEADER_WORD = "elfcorehdr={:#x}"
+
+
+@dataclass(frozen=True)
+class Payload:
+    """The crash kernel image and the capture initramfs, as far as planning needs them."""
+
+    image: BzImage
+    initramfs_bytes: int
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What each side has, in bytes.
+
+    ``taken_bytes`` production loses for good (the reservation), ``shared_bytes`` it uses until
+    the crash (lent), ``crash_kernel_bytes`` the crash kernel gets, ``required_bytes`` must fit in
+    the reservation.
+    """
+
+    taken_bytes: int
+    shared_bytes: int
+    crash_kernel_bytes: Optional[int] = None
+    required_bytes: Optional[int] = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What ``load`` would do. ``layout`` is None where ``incomplete`` says why."""
+
+    arch: str
+    release: str
+    lender: str
+    offer: Offer
+    lent: Ranges
+    reservation: Ranges
+    system_ram: Ranges
+    syscall: str
+    dump_level: int
+    allow_missing_user_data: bool
+    dma_wait_seconds: float
+    dma_wait_reason: str
+    costs: Costs
+    load_variables: dict[str, str]
+    cmdline: Optional[CrashCmdline] = None
+    layout: Optional[Layout] = None
+    incomplete: str = ""
+    notes: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, object]:
+        """The plan as ``crashlend plan --json`` prints it."""
+        return {"schema": 1, **to_json(self)}
+
+
+def make_plan(
+    facts: Facts, settings: Settings, payload: Optional[Payload], *, held_only: bool = False
+) -> Plan:
+    """Decide what to lend and where everything goes.
+
+    ``held_only``: lend what is lent already and try for no more (what load does in the end).
+
+    Without ``payload``, or without root's view of memory, the plan is a coarse one: what would be
+    lent and what it costs, no addresses in the reservation. Errors are those of the lender, of
+    the dump level's policy (RefusedError) and of a reservation that is missing or too small.
+    """
+    arch = for_machine(facts.arch)
+    offer = make_offer(facts, settings)
+    if held_only:
+        offer = replace(offer, foreseen=offer.held, candidates=(), wanted=0)
+    lent = offer.foreseen
+    level, allow = settings.dump_level, settings.allow_missing_user_data
+    if lent and level & USER_DATA_LEVELS != USER_DATA_LEVELS and not allow:
+        raise RefusedError(
+            f"dump level {level} wants user data or page cache",
+            "lent memory holds just that, and it will be missing from the dump",
+            hint="use a level with 2, 4 and 8 set (31), --lend 0, or --allow-missing-user-data",
+        )
+    wait, wait_reason = _dma_wait(facts, settings, bool(lent))
+    variables = _load_variables(offer.lender, lent, level, allow)
+    reservation = arch.reservations(facts)
+    taken = reservation.size or facts.crash_size_bytes or 0
+    plan = Plan(
+        arch=facts.arch,
+        release=facts.release,
+        lender=offer.lender,
+        offer=offer,
+        lent=lent,
+        reservation=reservation,
+        system_ram=arch.system_ram(facts),
+        syscall=_syscall(facts, settings, offer.lender),
+        dump_level=level,
+        allow_missing_user_data=allow,
+        dma_wait_seconds=wait,
+        dma_wait_reason=wait_reason,
+        costs=Costs(taken, lent.size),
+        load_variables=variables,
+        notes=offer.notes,
+    )
+    if not facts.iomem:
+        why = facts.missing.get("/proc/iomem", "it is empty")
+        return replace(plan, incomplete=f"/proc/iomem can't be read: {why}")
+    if not reservation:
+        raise arch.no_reservation()
+    if payload is None:
+        return replace(plan, incomplete="no kernel image was given")
+    return _complete(plan, facts, settings, payload)
+
+
+def make_offer(facts: Facts, settings: Settings) -> Offer:
+    """Who lends, and what: ``--lend``, else the ``,cma`` word of the command line, else nothing."""
+    asked = settings.lend if settings.lend is not None else lent_request(facts.cmdline_bytes)
+    lender = settings.lender
+    if not asked or lender == "none":
+        return Offer("none", asked, surplus=facts.lent_blocks)
+    arch = for_machine(facts.arch)
+    if lender == "auto":
+        lender = "cma" if facts.cma_ranges else "movable"
+    for refusal in facts.refusals:
+        if refusal.lender in (lender, "any"):
+            raise RefusedError(
+                "memory of this host must not be lent",
+                refusal.reason,
+                hint="--lend 0 loads the crash kernel without lending, as kexec -p does",
+            )
+    lendable = arch.reserve_lent(facts)
+    if lender == "movable":
+        return offer_movable(facts, asked, lendable, settings.lend_share)
+    if not facts.cma_ranges:
+        raise CrashlendError(
+            "lender cma has nothing to lend",
+            "this kernel made no memory range for crashkernel=SIZE,cma",
+            hint="it needs CONFIG_CMA, Linux 6.17 and that word; --lender movable works on any",
+        )
+    return replace(offer_cma(facts, asked, lendable), surplus=facts.lent_blocks)
+
+
+def _complete(plan: Plan, facts: Facts, settings: Settings, payload: Payload) -> Plan:
+    """Add the command line, the layout of the reservation and the crash kernel's memory."""
+    arch = for_machine(facts.arch)
+    initramfs_bytes = align_up(payload.initramfs_bytes, 4) + len(load_archive(plan.load_variables))
+    limit = payload.image.cmdline_limit or USUAL_LIMIT
+    if plan.syscall == "file":
+        # the kernel builds map, header and elfcorehdr= by itself
+        cmdline = crash_cmdline(facts.cmdline_bytes, append=settings.append, limit=limit - 32)
+        ram = arch.include_in_memory_map(facts, None, plan.lent)
+        size = sum(e.end - e.start for e in ram if e.kind == arch.RAM)
+        return replace(
+            plan,
+            cmdline=cmdline,
+            costs=Costs(plan.costs.taken_bytes, plan.lent.size, size),
+            incomplete="kexec_file_load: the kernel places the segments",
+        )
+    reservation = arch.main_reservation(facts)
+    headers = arch.exclude_from_vmcore(facts, plan.lent)
+    core = arch.core_header_segment(reservation, headers)
+    cmdline = crash_cmdline(
+        facts.cmdline_bytes,
+        [(CORE_HEADER_WORD.format(core.start), "where the core header of production lies")],
+        append=settings.append,
+        limit=limit,
+    )
+    layout = arch.lay_out(facts, payload.image, initramfs_bytes, len(cmdline.encode()), plan.lent)
+    size = sum(e.end - e.start for e in layout.memory_map if e.kind == arch.RAM)
+    return replace(
+        plan,
+        cmdline=cmdline,
+        layout=layout,
+        costs=Costs(plan.costs.taken_bytes, plan.lent.size, size, layout.required_bytes),
+    )
+
+
+def _syscall(facts: Facts, settings: Settings, lender: str) -> str:
+    """kexec_load unless it is refused; kexec_file_load lends only what the kernel itself lends."""
+    choice = settings.syscall
+    locked = facts.lockdown in ("integrity", "confidentiality")
+    if choice == "auto":
+        choice = "file" if locked else "load"
+    if choice == "load" and locked:
+        raise RefusedError(
+            "kexec_load is refused on this host",
+            f"kernel lockdown is in force ({facts.lockdown})",
+            hint="use --syscall file (the distribution's signed kernel, lender cma or none)",
+        )
+    if choice == "file" and lender == "movable":
+        raise RefusedError(
+            "kexec_file_load cannot hand over movable memory",
+            "the kernel builds the crash kernel's memory map by itself and knows only ,cma",
+            hint="use --syscall load, or --lend 0",
+        )
+    if facts.kexec_load_disabled:
+        raise RefusedError(
+            "no crash kernel can be loaded or changed",
+            "kernel.kexec_load_disabled is 1 until the next reboot",
+            hint="look for it in /etc/sysctl.d; it must be set after crashlend has loaded",
+        )
+    return choice
+
+
+def _dma_wait(facts: Facts, settings: Settings, lending: bool) -> tuple[float, str]:
+    """How long the entry code waits before the crash kernel may use lent memory, and why."""
+    if facts.cma_ranges:
+        # crash_cma_clear_pending_dma(): commit e1280f3071f1, Linux 6.17
+        return 0.0, "the kernel waits 10 s by itself, because it has crashkernel CMA ranges"
+    if not lending:
+        return 0.0, "nothing is lent"
+    return settings.dma_wait, "DMA into lent memory must have ended (setting dma_wait)"
+
+
+def _load_variables(lender: str, lent: Ranges, level: int, allow: bool) -> dict[str, str]:
+    """What the capture is told about this load, as shell variables; ranges are half-open."""
+    return {
+        "LENDER": lender,
+        "LENT_BYTES": str(lent.size),
+        "LENT_RANGES": ",".join(f"{r.start}-{r.end}" for r in lent),
+        "DUMP_LEVEL": str(level),
+        "ALLOW_MISSING_USER_DATA": "1" if allow and lent else "0",
+    }

@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""A snapshot: the files that facts are read from, as a tar archive for use elsewhere.
+
+The archive is made by reading the facts through a recorder, so it holds exactly what
+:func:`~crashlend.facts.read_facts` looks at, no more. Unpacked or not, ``--root`` reads it.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+from typing import TYPE_CHECKING
+
+from crashlend.facts import Facts, read_facts
+from crashlend.hostfiles import MANIFEST, MAX_BYTES
+
+if TYPE_CHECKING:
+    from crashlend.hostfiles import HostFiles
+
+
+KERNEL_LOG = "/dev/kmsg"
+# all that facts look for in the log; the rest of it is nobody's business elsewhere
+LOG_WORDS = (b"cma: Reserved", b"crashkernel CMA", b"Memory Encryption Features")
+
+
+class Recorder:
+    """Hands reads through to ``files`` and remembers what came back."""
+
+    def __init__(self, files: HostFiles) -> None:
+        self.files = files
+        self.found: dict[str, bytes] = {}
+        self.directories: set[str] = set()
+        self.unreadable: dict[str, str] = {}
+
+    def read(self, path: str, limit: int = MAX_BYTES, offset: int = 0) -> bytes:
+        try:
+            data = self.files.read(path, limit, offset)
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            self.unreadable[path] = error.strerror or str(error)
+            raise
+        self.found[path] = data
+        return data
+
+    def names(self, path: str) -> list[str]:
+        names = self.files.names(path)
+        self.directories.update(f"{path}/{name}" for name in names)
+        return names
+
+    def target(self, path: str) -> str:
+        return self.files.target(path)
+
+    def exists(self, path: str) -> bool:
+        found = self.files.exists(path)
+        if found:
+            self.directories.add(path)
+        return found
+
+
+def take_snapshot(files: HostFiles) -> tuple[bytes, Facts]:
+    """Read a host and return the archive (tar.gz) and the facts it stands for."""
+    recorder = Recorder(files)
+    facts = read_facts(recorder)
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w:gz", compresslevel=9) as archive:
+        if KERNEL_LOG in recorder.found:
+            recorder.found[KERNEL_LOG] = _lines_that_matter(recorder.found[KERNEL_LOG])
+        manifest = {"schema": 1, "unreadable": recorder.unreadable}
+        _add(archive, MANIFEST, json.dumps(manifest, indent=1).encode())
+        for path in sorted(recorder.directories - set(recorder.found)):
+            if not any(other.startswith(path + "/") for other in recorder.found):
+                info = tarfile.TarInfo(path.lstrip("/"))
+                info.type, info.mode = tarfile.DIRTYPE, 0o755
+                archive.addfile(info)
+        for path, data in sorted(recorder.found.items()):
+            _add(archive, path.lstrip("/"), data)
+    return out.getvalue(), facts
+
+
+def _lines_that_matter(log: bytes) -> bytes:
+    lines = [line for line in log.splitlines() if any(word in line for word in LOG_WORDS)]
+    return b"".join(line + b"\n" for line in lines)
+
+
+def _add(archive: tarfile.TarFile, name: str, data: bytes) -> None:
+    info = tarfile.TarInfo(name)
+    info.size, info.mode = len(data), 0o644
+    archive.addfile(info, io.BytesIO(data))

@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""kexec_load(2) and kexec_file_load(2). include/uapi/linux/kexec.h; kernel/kexec.c."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from crashlend.errors import CrashlendError, RefusedError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from crashlend.arch import Segment
+
+SYSCALLS = {"x86_64": (246, 320)}
+KEXEC_ON_CRASH = 1
+KEXEC_FILE_UNLOAD, KEXEC_FILE_ON_CRASH = 1, 2
+KEXEC_ARCH_X86_64 = 62 << 16
+MAX_SEGMENTS = 16
+
+
+class _Segment(ctypes.Structure):
+    _fields_ = (
+        ("buf", ctypes.c_void_p),
+        ("bufsz", ctypes.c_size_t),
+        ("mem", ctypes.c_void_p),
+        ("memsz", ctypes.c_size_t),
+    )
+
+
+def load(entry: int, segments: Sequence[tuple[Segment, bytes]]) -> None:
+    """Load a crash image; an old one is gone from the moment the kernel starts, even on failure.
+
+    Segments are taken as planned: page-aligned, inside the reservation, apart from each other.
+    """
+    if len(segments) > MAX_SEGMENTS:
+        raise CrashlendError("cannot load", f"{len(segments)} segments; the kernel takes 16")
+    # the buffers must outlive the call: keep references to them
+    buffers = [ctypes.create_string_buffer(data, len(data)) for _, data in segments]
+    table = (_Segment * max(1, len(segments)))()
+    for row, (segment, data), buffer in zip(table, segments, buffers):
+        row.buf = ctypes.cast(buffer, ctypes.c_void_p).value
+        row.bufsz = len(data)
+        row.mem = segment.start
+        row.memsz = segment.memory_bytes
+    _call(_number(0), entry, len(segments), table, KEXEC_ON_CRASH | KEXEC_ARCH_X86_64)
+
+
+def unload() -> None:
+    """Drop the loaded crash image; nothing happens when there is none."""
+    _call(_number(0), 0, 0, None, KEXEC_ON_CRASH | KEXEC_ARCH_X86_64)
+
+
+def load_file(kernel: int, initramfs: int, cmdline: bytes) -> None:
+    """Have the kernel itself load the image from two file descriptors."""
+    _call(_number(1), kernel, initramfs, len(cmdline) + 1, cmdline + b"\0", KEXEC_FILE_ON_CRASH)
+
+
+def crash_loaded() -> bool:
+    """Whether the kernel holds a crash image now."""
+    return Path("/sys/kernel/kexec_crash_loaded").read_bytes().strip() == b"1"
+
+
+def _number(which: int) -> int:
+    machine = os.uname().machine
+    if machine not in SYSCALLS:
+        raise CrashlendError("cannot load", f"crashlend does not know the architecture {machine}")
+    return SYSCALLS[machine][which]
+
+
+def _call(number: int, *args: object) -> None:
+    libc = ctypes.CDLL(None, use_errno=True)
+    wrapped = [ctypes.c_long(a) if isinstance(a, int) else a for a in args]
+    if libc.syscall(ctypes.c_long(number), *wrapped) != 0:
+        raise _error(ctypes.get_errno())
+
+
+def _error(code: int) -> CrashlendError:
+    """An errno of either call in words (kernel/kexec.c, kexec_core.c, kexec_file.c)."""
+    name = errno.errorcode.get(code, str(code))
+    what = f"the kernel refused the crash image ({name})"
+    if code == errno.EPERM:
+        lockdown = _lockdown()
+        if lockdown:
+            return RefusedError(
+                what,
+                f"kernel lockdown ({lockdown}) forbids kexec_load of what is not signed",
+                hint="only kexec_file_load of a signed kernel remains: --syscall file",
+            )
+        return RefusedError(
+            what,
+            "not permitted",
+            hint="run as root; kernel.kexec_load_disabled or a load limit may be set until reboot",
+        )
+    why, hint = {
+        errno.EADDRNOTAVAIL: (
+            "a segment lies outside the reservation",
+            "the reservation changed since it was read; try again",
+        ),
+        errno.ENOMEM: (
+            "no room for the kernel's control pages in the reservation",
+            "reserve a little more memory",
+        ),
+        errno.EBUSY: ("another kexec is under way", "try again"),
+        errno.ENOSYS: (
+            "this kernel has no such system call",
+            "a kernel with CONFIG_KEXEC (or CONFIG_KEXEC_FILE) is needed",
+        ),
+        errno.EINVAL: ("it finds the segments impossible", "please report this as a bug"),
+        errno.ENOEXEC: ("it does not take this image format", "give it a bzImage"),
+        errno.EKEYREJECTED: (
+            "the image's signature is not trusted",
+            "use the distribution's image",
+        ),
+        errno.ENODATA: ("the image is not signed", "use the distribution's signed image"),
+    }.get(code, (os.strerror(code), ""))
+    return CrashlendError(what, why, hint=hint)
+
+
+def _lockdown() -> str:
+    try:
+        text = Path("/sys/kernel/security/lockdown").read_text()
+    except OSError:
+        return ""
+    for level in ("integrity", "confidentiality"):
+        if f"[{level}]" in text:
+            return level
+    return ""

@@ -1,0 +1,193 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Carrying out what the ``movable`` lender offers, and taking it back. Safe to kill at any point.
+
+Every step is in the state file before it is made, so the next run knows which blocks are on their
+way: :func:`recover` brings them home. No block stays offline, whatever happens.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Callable
+
+from crashlend.errors import CrashlendError
+from crashlend.sizes import MIB, mib
+from crashlend.system.memory_blocks import PAGE, BlockBusyError, MemoryBlocks
+from crashlend.system.state import LENT, RETURNING, TAKING, State
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+Say = Callable[[str], None]
+ONLINE_MOVABLE, ONLINE_KERNEL, ONLINE_ANY = "online_movable", "online_kernel", "online"
+
+
+@dataclass(frozen=True)
+class Refused:
+    """A block that was tried and did not go, and why."""
+
+    index: int
+    reason: str
+
+
+def take(
+    blocks: MemoryBlocks,
+    state: State,
+    candidates: Sequence[int],
+    wanted: int,
+    *,
+    deadline_seconds: float,
+    say: Say,
+) -> tuple[list[int], list[Refused]]:
+    """Make up to ``wanted`` of the candidate blocks movable; return those and the refused ones.
+
+    A block that refuses costs nothing but time: the next candidate is tried. Memory pressure ends
+    the taking, because emptying a block must not push production into reclaim.
+    """
+    taken: list[int] = []
+    refused: list[Refused] = []
+    margin = max(64 * MIB, blocks.meminfo().get("MemTotal", 0) // 50)
+    for index in candidates:
+        if len(taken) == wanted:
+            break
+        available = blocks.meminfo().get("MemAvailable", 0)
+        if available < blocks.block_bytes + margin:
+            refused.append(Refused(index, f"only {mib(available)} of memory is available"))
+            break
+        try:
+            _take_one(blocks, state, index, deadline_seconds)
+        except BlockBusyError as error:
+            refused.append(Refused(index, str(error)))
+            say(f"memory block {index} stays: {error}")
+            continue
+        taken.append(index)
+        say(f"memory block {index} is movable now ({len(taken)} of {wanted})")
+    return taken, refused
+
+
+def _take_one(blocks: MemoryBlocks, state: State, index: int, deadline_seconds: float) -> None:
+    # looked at again right before: minutes may have passed since the facts were read
+    _check_poison(blocks, index)
+    if blocks.census(index).huge:
+        raise BlockBusyError("it has huge pages")
+    zone = blocks.zone(index)
+    managed = _managed(blocks)
+    huge_pages = blocks.huge_pages()
+    state.set_block(index, TAKING, zone)
+    try:
+        blocks.offline(index, deadline_seconds)
+    except BlockBusyError:
+        state.drop_block(index)
+        raise
+    try:
+        blocks.online(index, ONLINE_MOVABLE)
+    except BlockBusyError as error:
+        _bring_home(blocks, state, index)
+        raise BlockBusyError(f"it does not go online as movable ({error})") from None
+    state.set_block(index, LENT)
+    # sysfs says "online" even where a hypervisor's hook kept the pages (hazard 1)
+    grown = _managed(blocks) - managed
+    if grown < -(blocks.block_bytes // PAGE // 64):
+        _bring_home_movable(blocks, state, index)
+        raise CrashlendError(
+            f"memory block {index} came back smaller",
+            f"{-grown * PAGE // MIB} MiB of it are not in use any more",
+            hint="lending is not safe on this host (a balloon driver?); use --lend 0",
+        )
+    if blocks.census(index).unmovable > 0:
+        _bring_home_movable(blocks, state, index)
+        raise BlockBusyError("it holds pages that are not movable even after it was offline")
+    if blocks.huge_pages() != huge_pages:
+        # free huge pages are dissolved silently by offlining; their owner wants them back
+        raise CrashlendError(
+            "huge pages were lost",
+            f"offlining memory block {index} dissolved free ones",
+            hint="set nr_hugepages again; then use --lend 0 or fewer blocks",
+        )
+
+
+def give_back(
+    blocks: MemoryBlocks, state: State, indexes: Sequence[int], *, deadline_seconds: float, say: Say
+) -> list[Refused]:
+    """Make lent blocks ordinary memory again; return those that stay movable, and why.
+
+    A block that can't be emptied now stays movable, which costs production nothing but its use
+    for kernel data. It stays in the state, so that the next ``unload`` tries again.
+    """
+    kept: list[Refused] = []
+    for index in indexes:
+        try:
+            _check_poison(blocks, index)
+            state.set_block(index, RETURNING)
+            try:
+                blocks.offline(index, deadline_seconds)
+            except BlockBusyError:
+                state.set_block(index, LENT)
+                raise
+            _bring_home(blocks, state, index)
+            say(f"memory block {index} is ordinary memory again ({blocks.zone(index)})")
+        except BlockBusyError as error:
+            kept.append(Refused(index, str(error)))
+            say(f"memory block {index} stays movable: {error}")
+    return kept
+
+
+def recover(blocks: MemoryBlocks, state: State, *, say: Say) -> None:
+    """Put right what an interrupted run left: blocks between two states."""
+    for index, block in list(state.blocks.items()):
+        now = blocks.state(index)
+        if block["step"] == LENT and now == "online":
+            if blocks.zone(index) != "Movable":
+                say(f"memory block {index} is no longer movable: somebody else changed it")
+                state.drop_block(index)
+            continue
+        if not now:
+            say(f"memory block {index} is gone: it was taken out of the machine")
+            state.drop_block(index)
+        elif now == "online":
+            # interrupted right before or right after the change of zone
+            if blocks.zone(index) == "Movable":
+                state.set_block(index, LENT)
+            else:
+                state.drop_block(index)
+        else:
+            _bring_home(blocks, state, index)
+            say(f"memory block {index} was left {now} by an interrupted run; it is online again")
+
+
+def _bring_home(blocks: MemoryBlocks, state: State, index: int) -> None:
+    """Bring an offline block online again, for kernel use if that can be, else at all."""
+    for how in (ONLINE_KERNEL, ONLINE_ANY, ONLINE_MOVABLE):
+        try:
+            blocks.online(index, how)
+        except BlockBusyError:
+            continue
+        state.drop_block(index)
+        return
+    raise CrashlendError(
+        f"memory block {index} does not come back online",
+        f"{mib(blocks.block_bytes)} of production's memory are missing",
+        hint=f"dmesg says why; try: echo online > /sys/devices/system/memory/memory{index}/state",
+    )
+
+
+def _bring_home_movable(blocks: MemoryBlocks, state: State, index: int) -> None:
+    """Undo a block that went online as movable but must not be lent."""
+    state.set_block(index, RETURNING)
+    try:
+        blocks.offline(index, 10)
+    except BlockBusyError:
+        state.set_block(index, LENT)
+        return
+    _bring_home(blocks, state, index)
+
+
+def _check_poison(blocks: MemoryBlocks, index: int) -> None:
+    """A block with a poisoned page would not come back: it is never taken offline (hazard 2)."""
+    if blocks.census(index).poisoned:
+        raise BlockBusyError("it has poisoned pages and would not come back")
+
+
+def _managed(blocks: MemoryBlocks) -> int:
+    """Pages in use of all zones together: taking a block must not lower it."""
+    return sum(zone.managed for zone in blocks.zones())

@@ -1,0 +1,246 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""load and unload on the running host: facts → plan → lend → facts → plan → kexec_load.
+
+The order keeps kdump never worse than it was: all that can be refused is refused before anything
+is touched, and blocks go back to production only when no loaded image uses them any more.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Callable, Optional
+
+from crashlend.arch import for_machine
+from crashlend.capture.initramfs import load_archive
+from crashlend.errors import CrashlendError
+from crashlend.facts import Facts, read_facts
+from crashlend.hostfiles import TreeFiles
+from crashlend.plan import Plan, make_plan
+from crashlend.ranges import align_up
+from crashlend.sizes import mib
+from crashlend.system import kexec, lending
+from crashlend.system.memory_blocks import MemoryBlocks
+from crashlend.system.state import State, locked
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from crashlend.config import Settings
+    from crashlend.lenders import Offer
+    from crashlend.payload import Files
+
+Say = Callable[[str], None]
+GetFiles = Callable[[str], "Files"]
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """What ``load`` came to."""
+
+    plan: Plan
+    already: bool
+    lend_seconds: float
+    load_seconds: float
+    refused: tuple[lending.Refused, ...]
+
+
+def require_root() -> None:
+    """CrashlendError unless this process may load kernels and move memory."""
+    if os.geteuid() != 0:
+        raise CrashlendError(
+            "cannot change this host", "not root", hint="run it with sudo, or use --dry-run"
+        )
+
+
+def load(
+    settings: Settings,
+    get_files: GetFiles,
+    *,
+    say: Say,
+    clock: Callable[[], float],
+    again: bool = False,
+) -> Loaded:
+    """Lend memory and load the crash kernel. Idempotent: what is there already stays.
+
+    ``get_files`` reads (or builds) kernel and initramfs for a release, ``again`` loads even
+    when the very same image is loaded. Raises what planning refuses, before anything was touched.
+    """
+    require_root()
+    with locked():
+        state = State()
+        facts = _recovered_facts(state, say)
+        _check_kexec(facts)
+        files = get_files(facts.release)
+        plan = make_plan(facts, settings, files.payload)
+        begin = clock()
+        taken, refused = _lend(facts, plan.offer, settings, state, say)
+        if taken:
+            facts = read_facts(TreeFiles(Path("/")), census=True)
+        lent_at = clock()
+        try:
+            plan = make_plan(facts, settings, files.payload, held_only=True)
+            if plan.lent.size < min(settings.lend_min, plan.offer.asked_bytes):
+                raise CrashlendError(
+                    "too little memory could be lent",
+                    f"{mib(plan.lent.size)} of the {mib(settings.lend_min)} that lend_min demands",
+                    hint="lower lend_min, or see `crashlend plan` for what is in the way",
+                )
+            fingerprint = _fingerprint(plan, files)
+            already = not again and _is_loaded(state, fingerprint)
+            if not already:
+                _load_image(plan, facts, files, settings, state, fingerprint)
+        except BaseException:
+            # nothing loaded uses these blocks; those of earlier runs are left alone
+            _give_back(facts, taken, settings, state, say)
+            raise
+        _give_back(facts, plan.offer.surplus, settings, state, say)
+        return Loaded(plan, already, lent_at - begin, clock() - lent_at, tuple(refused))
+
+
+def unload(settings: Settings, *, say: Say) -> tuple[lending.Refused, ...]:
+    """Drop the crash kernel and give all lent blocks back; return those that stay movable."""
+    require_root()
+    with locked():
+        state = State()
+        facts = _recovered_facts(state, say)
+        if facts.crash_loaded:
+            kexec.unload()
+        state.set_loaded(None)
+        return _give_back(facts, sorted(state.blocks), settings, state, say)
+
+
+def _recovered_facts(state: State, say: Say) -> Facts:
+    files = TreeFiles(Path("/"))
+    facts = read_facts(files, census=True)
+    if state.blocks:
+        lending.recover(_blocks(facts), state, say=say)
+        facts = read_facts(files, census=True)
+    return facts
+
+
+def _check_kexec(facts: Facts) -> None:
+    if facts.crash_loaded is None:
+        raise CrashlendError(
+            "this kernel cannot load a crash kernel",
+            "/sys/kernel/kexec_crash_loaded does not exist",
+            hint="a kernel with CONFIG_KEXEC and CONFIG_CRASH_DUMP is needed",
+        )
+
+
+def _blocks(facts: Facts) -> MemoryBlocks:
+    return MemoryBlocks(facts.block_bytes or 0)
+
+
+def _lend(
+    facts: Facts, offer: Offer, settings: Settings, state: State, say: Say
+) -> tuple[list[int], list[lending.Refused]]:
+    if not offer.wanted:
+        return [], []
+    return lending.take(
+        _blocks(facts),
+        state,
+        offer.candidates,
+        offer.wanted,
+        deadline_seconds=settings.block_deadline,
+        say=say,
+    )
+
+
+def _give_back(
+    facts: Facts, indexes: Sequence[int], settings: Settings, state: State, say: Say
+) -> tuple[lending.Refused, ...]:
+    kept = lending.give_back(
+        _blocks(facts),
+        state,
+        indexes,
+        deadline_seconds=settings.block_deadline,
+        say=say,
+    )
+    return tuple(kept)
+
+
+def _fingerprint(plan: Plan, files: Files) -> str:
+    """What tells one load from another: the whole plan and both files."""
+    text = json.dumps(plan.to_json(), sort_keys=True) + files.digest()
+    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def _is_loaded(state: State, fingerprint: str) -> bool:
+    known: Optional[dict[str, object]] = state.loaded
+    return (
+        known is not None
+        and known.get("step") == "loaded"
+        and known.get("fingerprint") == fingerprint
+        and kexec.crash_loaded()
+    )
+
+
+def _load_image(
+    plan: Plan, facts: Facts, files: Files, settings: Settings, state: State, fingerprint: str
+) -> None:
+    """Load what the plan says; on failure there is no image, and the error says so."""
+    if plan.cmdline is None:
+        raise CrashlendError("cannot load", plan.incomplete, hint="run it as root of the host")
+    cmdline = plan.cmdline.encode()
+    padding = align_up(len(files.initramfs), 4) - len(files.initramfs)
+    initramfs = files.initramfs + bytes(padding) + load_archive(plan.load_variables)
+    record = {
+        "step": "loading",
+        "fingerprint": fingerprint,
+        "kernel": str(files.kernel_path),
+        "lender": plan.lender,
+        "lent": plan.lent.to_json(),
+        "reservation": plan.reservation.to_json(),
+        "required_bytes": plan.costs.required_bytes,
+        "crash_kernel_bytes": plan.costs.crash_kernel_bytes,
+        "dump_level": plan.dump_level,
+    }
+    arch = for_machine(plan.arch)
+    segments: dict[str, bytes] = {}
+    if plan.layout is not None:
+        segments = arch.build_segments(
+            facts,
+            files.payload.image,
+            plan.layout,
+            kernel_file=files.kernel,
+            initramfs=initramfs,
+            cmdline=cmdline,
+            wait_seconds=plan.dma_wait_seconds,
+        )
+    state.set_loaded(record)
+    try:
+        if plan.layout is None:
+            _load_by_file(files.kernel, initramfs, cmdline)
+        else:
+            layout = plan.layout
+            kexec.load(
+                layout.segment("entry").start, [(s, segments[s.name]) for s in layout.segments]
+            )
+        if not kexec.crash_loaded():
+            raise CrashlendError("the crash kernel is not loaded", "the kernel says so afterwards")
+    except CrashlendError as error:
+        state.set_loaded(None)
+        if not kexec.crash_loaded():
+            error.hint = f"{error.hint}; there is no crash kernel loaded now".lstrip("; ")
+        raise
+    state.set_loaded({**record, "step": "loaded"})
+
+
+def _load_by_file(kernel: bytes, initramfs: bytes, cmdline: bytes) -> None:
+    """kexec_file_load takes file descriptors: both files go into memory files."""
+    fds = []
+    try:
+        for name, data in (("kernel", kernel), ("initramfs", initramfs)):
+            fd = os.memfd_create(name)
+            fds.append(fd)
+            view = memoryview(data)
+            while view:
+                view = view[os.write(fd, view) :]
+        kexec.load_file(fds[0], fds[1], cmdline)
+    finally:
+        for fd in fds:
+            os.close(fd)

@@ -1,0 +1,114 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""What crashlend did to this host, recorded before it is done, and the lock around it.
+
+/run/crashlend/state.json: {"schema": 1, "blocks": {INDEX: {"step", "zone", "node"}},
+"loaded": {...} or null}. A block's step is "taking" from before it goes offline until it is
+known to be movable, "lent" then, and "returning" from before it goes offline for its way back.
+/run is emptied by a reboot, exactly as what it describes is.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from crashlend.errors import CrashlendError
+from crashlend.facts import STATE_PATH
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+TAKING, LENT, RETURNING = "taking", "lent", "returning"
+
+
+class State:
+    """The state file. Every change is on disk before the method returns."""
+
+    def __init__(self, path: Path = Path(STATE_PATH)) -> None:
+        self.path = path
+        self.blocks: dict[int, dict[str, Any]] = {}
+        self.loaded: dict[str, Any] | None = None
+        try:
+            value = json.loads(path.read_bytes())
+            self.blocks = {int(k): dict(v) for k, v in value["blocks"].items()}
+            self.loaded = value["loaded"]
+        except FileNotFoundError:
+            pass
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise CrashlendError(
+                f"cannot read {path}",
+                f"it is damaged ({error})",
+                hint="crashlend writes it atomically, so something else did this; compare "
+                "/sys/devices/system/memory/*/state by hand, then remove the file",
+            ) from error
+
+    def set_block(self, index: int, step: str, zone: str = "", node: int = 0) -> None:
+        """Record that the block is now in ``step``; ``zone`` is where it came from."""
+        known = self.blocks.get(index, {"zone": zone, "node": node})
+        self.blocks[index] = {**known, "step": step}
+        self.write()
+
+    def drop_block(self, index: int) -> None:
+        """Forget a block that is production's own again."""
+        self.blocks.pop(index, None)
+        self.write()
+
+    def set_loaded(self, loaded: dict[str, Any] | None) -> None:
+        """Record what image is loaded (None: none)."""
+        self.loaded = loaded
+        self.write()
+
+    def write(self) -> None:
+        value = {
+            "schema": 1,
+            "blocks": {str(index): block for index, block in sorted(self.blocks.items())},
+            "loaded": self.loaded,
+        }
+        write_atomically(self.path, json.dumps(value, indent=1).encode())
+
+
+def write_atomically(path: Path, data: bytes, mode: int = 0o600) -> None:
+    """Replace ``path`` by ``data``: after a crash at any moment it is the old or the new file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
+    try:
+        _write_all(fd, data)
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+    os.replace(temporary, path)
+
+
+def _write_all(fd: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(fd, view) :]
+
+
+@contextmanager
+def locked(directory: Path = Path(STATE_PATH).parent) -> Iterator[None]:
+    """Hold crashlend's one lock; the kernel drops it when the process dies, however it dies."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        fd = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise CrashlendError(
+            f"cannot lock {directory}", error.strerror or str(error), hint="run as root"
+        ) from error
+    try:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise CrashlendError(
+                "another crashlend is at work",
+                f"it holds {directory}/lock",
+                hint="try again when it is done",
+            ) from None
+        yield
+    finally:
+        os.close(fd)
