@@ -104,6 +104,7 @@ stall_guard() {
       echo "$moved" >"$TMP/grown.new" && mv "$TMP/grown.new" "$TMP/grown"
     elif [ $(($(now) - moved)) -ge $((STALL_TIMEOUT * 100)) ]; then
       say "the dump has not grown for $STALL_TIMEOUT s: ending it"
+      : >"$TMP/stalled"
       kill -9 "$1"
       return
     fi
@@ -203,7 +204,7 @@ panic_line() {
   printf %s "$line"
 }
 
-# The report. Paths are relative to the directory that holds it.
+# capture_json REASON: the report, ok when there is no reason. Paths are relative to the directory that holds it.
 capture_json() {
   least='' total=0 ok=false vmcore=''
   [ -r "$TMP/least" ] && read -r least <"$TMP/least"
@@ -211,13 +212,13 @@ capture_json() {
     [ "$key" = MemTotal: ] && total=$value && break
   done </proc/meminfo
   [ -n "$least" ] || least=$total
-  [ -z "$REASON" ] && ok=true
+  [ -z "$1" ] && ok=true
   [ -n "$VMCORE" ] && vmcore=${VMCORE##*/}
   cat <<END
 {
   "schema": 1,
   "ok": $ok,
-  "reason": $(json_string "$REASON"),
+  "reason": $(json_string "$1"),
   "release": $(json_string "$(uname -r)"),
   "dump_level": $(json_number "$DUMP_LEVEL"),
   "allow_missing_user_data": $(json_bool "$ALLOW_MISSING_USER_DATA"),
@@ -326,10 +327,7 @@ make_directory() {
   # room for the last words, should the dump fill the disk
   dd if=/dev/zero of="$DIR/reserve" bs=65536 count=16 2>/dev/null && flush "$DIR/reserve"
   # and a first report, should the machine have to leave by force
-  (
-    REASON=${REASON:-the capture did not finish}
-    put_report "$DIR"
-  )
+  put_report "$DIR" "${REASON:-the capture did not finish}"
   [ -s "$TMP/dmesg.txt" ] || return
   if ! bounded 60 cp "$TMP/dmesg.txt" "$DIR/dmesg.txt" || ! flush "$DIR/dmesg.txt"; then
     say "cannot save dmesg.txt"
@@ -366,7 +364,11 @@ dump() {
   TOOK_DUMP=$(($(now) - began))
   if [ "$DUMP_EXIT" -ne 0 ]; then
     # what there is of the dump stays, under its honest name
-    last=$(grep -v -E '^ *$|^makedumpfile Failed' "$TMP/makedumpfile.log" | tail -n 1)
+    last=$(grep -v -E '^ *$|^makedumpfile Failed|^This is an incomplete' "$TMP/makedumpfile.log" | tail -n 1)
+    if [ "$DUMP_EXIT" -eq 137 ]; then
+      last='killed, probably out of memory'
+      [ -e "$TMP/stalled" ] && last="the dump had not grown for $STALL_TIMEOUT s"
+    fi
     fail "makedumpfile ended with $DUMP_EXIT${last:+: $last}"
     return
   fi
@@ -381,9 +383,9 @@ dump() {
   say "saved $VMCORE_BYTES bytes"
 }
 
-# put_report DIRECTORY: write capture.json there, whole or not at all.
+# put_report DIRECTORY REASON: write capture.json there, whole or not at all.
 put_report() {
-  capture_json >"$TMP/report"
+  capture_json "$2" >"$TMP/report"
   bounded 60 cp "$TMP/report" "$1/capture.json.incomplete" &&
     flush "$1/capture.json.incomplete" &&
     bounded 60 mv "$1/capture.json.incomplete" "$1/capture.json"
@@ -395,7 +397,7 @@ write_report() {
   where=${DIR:-$TMP}
   CAPTURE_JSON=$where/capture.json
   [ -n "$DIR" ] && bounded 60 rm -f "$DIR/reserve"
-  if ! put_report "$where"; then
+  if ! put_report "$where" "$REASON"; then
     fail "cannot write capture.json"
     CAPTURE_JSON=$TMP/report
   fi

@@ -96,7 +96,8 @@ def _search(
     own = elf.runpath or elf.rpath + top.rpath
     origin = user.rsplit("/", 1)[0]
     own = tuple(d.replace("${ORIGIN}", origin).replace("$ORIGIN", origin) for d in own)
-    candidates = [name] if "/" in name else [f"{d}/{name}" for d in (*own, *system)]
+    directories = (*map(os.path.normpath, own), *system)
+    candidates = [name] if "/" in name else [f"{d}/{name}" for d in directories]
     for path in candidates:
         source = resolve(root, path)
         if not source.is_file():

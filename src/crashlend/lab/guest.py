@@ -141,7 +141,7 @@ def build_root(kernel: Kernel, say: Say = silent) -> Path:
         CrashlendError: a tool or a package is missing, or the archive cannot be reached.
 
     """
-    debs = _userland(kernel, say)
+    debs = userland(kernel, say)
     key = _key("root", kernel, *(deb.name for deb in debs), *sorted(_FILES.values()), _APPLETS)
     image = cache_directory() / "roots" / f"{kernel.release}-{key}.ext4"
     with locked(cache_directory() / "roots" / "lock", say):
@@ -294,7 +294,8 @@ def read_module(path: Path) -> bytes:
     return path.read_bytes()
 
 
-def _userland(kernel: Kernel, say: Say) -> list[Path]:
+def userland(kernel: Kernel, say: Say) -> list[Path]:
+    """The guest's packages, fetched: the programs of :data:`USERLAND` and what they depend on."""
     suite = Suite(userland_suite(kernel), say)
     names = list(USERLAND)
     extra: list[Path] = []

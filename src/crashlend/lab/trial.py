@@ -18,10 +18,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Callable
 
 from crashlend.errors import CrashlendError
+from crashlend.lab.captures import build_capture
 from crashlend.lab.checks import Check, run_checks
 from crashlend.lab.guest import build_boot_initramfs, build_root, pack_ext4
 from crashlend.lab.packages import find_tool, silent
-from crashlend.lab.qemu import Machine, Report, choose_accel, run_machine
+from crashlend.lab.qemu import CPU_MODEL, Machine, Report, choose_accel, run_machine
 from crashlend.sizes import format_size
 
 if TYPE_CHECKING:
@@ -46,7 +47,8 @@ class Spec:
     """What to crash and how. Sizes in bytes, times in seconds.
 
     ``cmdline`` are production's own words (``crashkernel=…``); ``lender`` and ``lend_bytes``
-    override what crashlend would do by itself. ``crash`` is sysrq, sysrq-cpuN, or none (only load
+    override what crashlend would do by itself. ``build_in_guest``: the guest's own Python builds the
+    capture initramfs from what it finds, as on a host (slow under TCG). ``crash`` is sysrq, sysrq-cpuN, or none (only load
     and report).
     """
 
@@ -64,8 +66,9 @@ class Spec:
     accel: str = "tcg"
     timeout_seconds: float = 300.0
     dimms: tuple[int, ...] = ()
-    cpu_model: str = "max"
+    cpu_model: str = CPU_MODEL
     poison: bool = True
+    build_in_guest: bool = False
     commands: tuple[tuple[str, ...], ...] = ()
 
 
@@ -168,7 +171,7 @@ def run_trial(
             directory.mkdir(parents=True, exist_ok=True)
         root = build_root(spec.kernel, say)
         boot = build_boot_initramfs(spec.kernel, say)
-        disk = make_lab_disk(spec, directory)
+        disk = make_lab_disk(spec, directory, say)
         machine = Machine(
             kernel=spec.kernel.vmlinuz,
             initramfs=boot,
@@ -207,7 +210,7 @@ def production_words(spec: Spec) -> str:
     return words.strip()
 
 
-def make_lab_disk(spec: Spec, directory: Path) -> Path:
+def make_lab_disk(spec: Spec, directory: Path, say: Say) -> Path:
     """The second disk: crashlend itself, the job, the hooks, and room for the dump."""
     disk = directory / "lab.ext4"
     with tempfile.TemporaryDirectory(prefix="crashlend-disk-") as name:
@@ -227,6 +230,8 @@ def make_lab_disk(spec: Spec, directory: Path) -> Path:
                 hooks.mkdir(parents=True)
                 shutil.copy(guestfiles / f"{kind}-hook", hooks / "50-lab")
                 (hooks / "50-lab").chmod(0o755)
+        if not spec.build_in_guest:
+            shutil.copy(build_capture(spec.kernel, tree / "hooks", say), tree / "initramfs")
         (tree / "init").chmod(0o755)
         (tree / "crash").mkdir()
         (tree / "job.json").write_text(
@@ -247,6 +252,8 @@ def load_words(spec: Spec) -> list[str]:
     words = ["load", "--json", "--path", "/lab/crash", "--hooks", "/lab/hooks"]
     words += ["--dump-level", str(spec.dump_level), "--dma-wait", f"{spec.dma_wait:g}"]
     words += ["--lender", spec.lender, "--syscall", spec.syscall]
+    if not spec.build_in_guest:
+        words += ["--initramfs", "/lab/initramfs"]
     if spec.lend_bytes is not None:
         words += ["--lend", format_size(spec.lend_bytes)]
     if spec.allow_missing_user_data:

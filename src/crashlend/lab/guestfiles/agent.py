@@ -69,6 +69,19 @@ class Chunk:
         self.lent_pages = 0
 
 
+def runs(now: list[bool], before: list[bool]) -> list[tuple[int, int, bool]]:
+    """Stretches of pages that changed sides: (first, last + 1, in lent memory now)."""
+    out: list[tuple[int, int, bool]] = []
+    for index, (new, old) in enumerate(zip(now, before)):
+        if new == old:
+            continue
+        if out and out[-1][1] == index and out[-1][2] == new:
+            out[-1] = (out[-1][0], index + 1, new)
+        else:
+            out.append((index, index + 1, new))
+    return out
+
+
 class Poison:
     """Memory of this process: pages in lent memory hold one pattern, all others another."""
 
@@ -77,8 +90,12 @@ class Poison:
         self.chunks: list[Chunk] = []
         self.pagemap = os.open("/proc/self/pagemap", os.O_RDONLY)
 
-    def is_lent(self, pfn: int) -> bool:
-        return any(start <= pfn < end for start, end in self.lent)
+    def lent_mask(self, frames: array[int]) -> list[bool]:
+        """Which of the pages lie in lent memory."""
+        mask = [False] * len(frames)
+        for start, end in self.lent:
+            mask = [was or start <= (f & PFN_MASK) < end for was, f in zip(mask, frames)]
+        return mask
 
     def mark(self, chunk: Chunk) -> bool:
         """Give every page of the chunk the pattern of where it lies now; whether any had moved."""
@@ -86,12 +103,11 @@ class Poison:
         now = array("Q", os.pread(self.pagemap, CHUNK // PAGE * 8, offset))
         if now == chunk.frames:
             return False
-        for index, (old, new) in enumerate(zip(chunk.frames, now)):
-            was, is_now = self.is_lent(old & PFN_MASK), self.is_lent(new & PFN_MASK)
-            if was != is_now:
-                pattern = IN_LENT if is_now else ELSEWHERE
-                ctypes.memset(chunk.address + index * PAGE, pattern, PAGE)
-                chunk.lent_pages += 1 if is_now else -1
+        inside = self.lent_mask(now)
+        for first, last, is_lent in runs(inside, self.lent_mask(chunk.frames)):
+            pattern = IN_LENT if is_lent else ELSEWHERE
+            ctypes.memset(chunk.address + first * PAGE, pattern, (last - first) * PAGE)
+        chunk.lent_pages = sum(inside)
         chunk.frames = now
         return True
 
@@ -108,12 +124,16 @@ class Poison:
     def fill(self) -> dict[str, int]:
         """Fill lent memory as far as user space gets, and at least 64 MiB of the rest."""
         lent_pages = sum(end - start for start, end in self.lent)
+        inside = outside = 0
         while meminfo()["MemAvailable"] > KEEP_AVAILABLE + CHUNK:
             self.chunks.append(Chunk())
             self.mark(self.chunks[-1])
-            inside = sum(chunk.lent_pages for chunk in self.chunks)
-            outside = len(self.chunks) * CHUNK // PAGE - inside
-            if inside >= lent_pages * 0.97 and outside * PAGE >= 64 << 20:
+            gained = self.chunks[-1].lent_pages
+            inside, outside = inside + gained, outside + CHUNK // PAGE - gained
+            # the last per cents are the kernel's own spare pages: no use to fill all of RAM for them
+            if inside >= lent_pages * 0.9 and outside * PAGE >= 64 << 20 and not gained:
+                break
+            if not lent_pages and outside * PAGE >= 256 << 20:
                 break
         return self.settle()
 

@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The guest's capture initramfs, built here instead of in the guest: xz under TCG takes a minute.
+
+It is the same builder on the same files (the guest's tree, unpacked), so the result is the same;
+trials that build in the guest show that. Cached by the content of all that goes in.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from importlib.resources import as_file, files
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from crashlend.capture.initramfs import CaptureSpec, build_initramfs
+from crashlend.capture.modules import Want
+from crashlend.capture.target import Target
+from crashlend.lab.guest import LAB_LABEL, build_root, fill_root, userland
+from crashlend.lab.packages import Say, cache_directory, locked, silent, write_atomically
+
+if TYPE_CHECKING:
+    from crashlend.lab.kernels import Kernel
+
+TARGET = Target(
+    spec=f"LABEL={LAB_LABEL}",
+    fstype="ext4",
+    path="/crash",
+    device="/dev/vdb",
+    wants=(
+        Want("virtio_pci", "the lab's disks"),
+        Want("virtio_blk", "the lab's disks"),
+        Want("fs-ext4", "file system of the dump target"),
+    ),
+)
+
+
+def build_capture(kernel: Kernel, hooks: Path, say: Say = silent) -> Path:
+    """The capture initramfs for ``kernel`` with the trial's hooks; built once, then cached."""
+    key = hashlib.sha256(build_root(kernel, say).name.encode())
+    for package in ("crashlend.capture", "crashlend.formats"):
+        for item in sorted(files(package).iterdir(), key=lambda item: item.name):
+            if item.is_file():
+                with as_file(item) as path:
+                    key.update(path.read_bytes())
+    for hook in sorted(hooks.rglob("*")):
+        if hook.is_file():
+            key.update(hook.read_bytes())
+    place = cache_directory() / "captures" / f"{kernel.release}-{key.hexdigest()[:16]}.img"
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with locked(place.parent / "lock", say):
+        if not place.exists():
+            say(f"building the capture initramfs for {kernel.release}")
+            with tempfile.TemporaryDirectory(prefix="crashlend-") as directory:
+                root = Path(directory)
+                fill_root(root, kernel, userland(kernel, say))
+                spec = CaptureSpec(release=kernel.release, target=TARGET, hooks=hooks)
+                write_atomically(place, build_initramfs(root, spec).data)
+    return place
