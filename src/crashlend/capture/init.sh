@@ -284,10 +284,42 @@ load_modules() {
   TOOK_MODULES=$(($(now) - began))
 }
 
+# find_device UUID=…|LABEL=… FSTYPE DEVICE...: print the device whose superblock says so. Busybox
+# has findfs and blkid too, but Debian 11's has neither. Offsets as in target.py.
+find_device() {
+  spec=$1
+  uuid_at=1128 label_at=1144 label_bytes=16 # ext4
+  [ "$2" = xfs ] && uuid_at=32 label_at=108 label_bytes=12
+  shift 2
+  wanted=$(echo "${spec#UUID=}" | tr -d - | tr A-F a-f)
+  for device in "$@"; do
+    case $spec in
+      UUID=*)
+        found=$(bounded 10 dd if="$device" bs=1 skip=$uuid_at count=16 2>/dev/null |
+          od -A n -t x1 | tr -d ' \n')
+        [ "$found" = "$wanted" ] || continue
+        ;;
+      *)
+        found=$(bounded 10 dd if="$device" bs=1 skip=$label_at count=$label_bytes 2>/dev/null |
+          tr -d '\000')
+        [ "$found" = "${spec#LABEL=}" ] || continue
+        ;;
+    esac
+    echo "$device"
+    return
+  done
+}
+
 # Print the target's device once it is there.
 find_target() {
   case $TARGET in
-    UUID=* | LABEL=*) bounded 10 findfs "$TARGET" 2>/dev/null ;;
+    UUID=* | LABEL=*)
+      set --
+      for device in /sys/class/block/*; do
+        [ -b "/dev/${device##*/}" ] && set -- "$@" "/dev/${device##*/}"
+      done
+      find_device "$TARGET" "$TARGET_FSTYPE" "$@"
+      ;;
     *) [ -b "$TARGET" ] && echo "$TARGET" ;;
   esac
 }
@@ -325,7 +357,7 @@ make_directory() {
   done
   DIR=$base$suffix
   # room for the last words, should the dump fill the disk
-  dd if=/dev/zero of="$DIR/reserve" bs=65536 count=16 2>/dev/null && flush "$DIR/reserve"
+  dd if=/dev/zero of="$DIR/reserve" bs=65536 count=16 2>/dev/null
   # and a first report, should the machine have to leave by force
   put_report "$DIR" "${REASON:-the capture did not finish}"
   [ -s "$TMP/dmesg.txt" ] || return
@@ -407,12 +439,14 @@ write_report() {
 
 # run_hooks pre|post|failure: their failures are said and cost nothing.
 run_hooks() {
+  # exported, not set for one call: older busyboxes do not pass that through a function
+  export CRASHLEND_STATUS="${2:-}" CRASHLEND_REASON="$REASON" CRASHLEND_DIR="$DIR" \
+    CRASHLEND_TARGET_MOUNT="$TARGET_MOUNTED" CRASHLEND_VMCORE="$VMCORE" \
+    CRASHLEND_CAPTURE_JSON="$CAPTURE_JSON"
   for hook in "$ETC/hooks/$1.d"/*; do
     [ -x "$hook" ] || continue
     say "$1 hook ${hook##*/}"
-    CRASHLEND_STATUS=${2:-} CRASHLEND_REASON=$REASON CRASHLEND_TARGET_MOUNT=$TARGET_MOUNTED \
-      CRASHLEND_DIR=$DIR CRASHLEND_VMCORE=$VMCORE CRASHLEND_CAPTURE_JSON=$CAPTURE_JSON \
-      bounded "$HOOK_TIMEOUT" "$hook" </dev/null >>"$LOG" 2>&1 ||
+    bounded "$HOOK_TIMEOUT" "$hook" </dev/null >>"$LOG" 2>&1 ||
       say "$1 hook ${hook##*/} ended with $?"
   done
 }

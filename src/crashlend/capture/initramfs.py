@@ -25,16 +25,16 @@ from crashlend.formats.elf import is_elf
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-# What init.sh calls. Both Debian's busybox and busybox-static have all of these, from bullseye to
-# sid (blkid, for one, is not in both).
+# What init.sh calls. Debian's busybox and busybox-static have all of these, from bullseye to sid
+# (looked up in 1.30.1, 1.35.0 and 1.38.0; findfs and blkid, for two, are not in every one).
 APPLETS = (
-    "cat cp cttyhack date dd findfs grep halt insmod mkdir mount mv poweroff reboot rm sed setsid "
+    "cat cp cttyhack date dd grep halt insmod mkdir mount mv od poweroff reboot rm sed setsid "
     "sh sleep sort stat sync tail timeout tr umount uname usleep"
 )
 # What hooks and a rescue shell like to have, as far as the host's busybox has it.
 MORE_APPLETS = (
     "awk basename blockdev chmod chown cut df dirname dmesg du echo env expr find free gzip head "
-    "ip kill ln ls lsmod md5sum more nc od ping printf ps readlink route seq sha256sum tar tee "
+    "ip kill ln ls lsmod md5sum more nc ping printf ps readlink route seq sha256sum tar tee "
     "test touch udhcpc vi wc wget"
 )
 HOOK_STAGES = ("pre", "post", "failure")

@@ -12,6 +12,7 @@ import lzma
 import shutil
 import subprocess
 import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -20,7 +21,7 @@ from typing import TYPE_CHECKING
 from crashlend.errors import CrashlendError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable
 
 _ZSTD_TIMEOUT_SECONDS = 60
 

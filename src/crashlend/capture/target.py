@@ -83,7 +83,7 @@ def find_target(root: Path, target: str, path: str) -> Target:
     mounts = _mounts(root)
     if target:
         name = _device_of(root, target)
-        number = _read(root / "sys/class/block" / name / "dev")
+        number = _read(_follow(root, root / "sys/class/block" / name) / "dev")
         mount = next((m for m in mounts if m.device == number), None)
         inside = path
     else:
@@ -106,9 +106,9 @@ def memory_wants(root: Path) -> tuple[Want, ...]:
     """Modules without which /proc/vmcore lacks memory: virtio_mem, where the host has some."""
     wants: list[Want] = []
     for device in sorted((root / "sys/bus/virtio/devices").glob("*")):
-        if _read(device / "modalias").startswith(_VIRTIO_MEM_ALIAS):
+        if _read(_follow(root, device) / "modalias").startswith(_VIRTIO_MEM_ALIAS):
             why = "memory that is in the dump"
-            wants += _walk_up(root, resolve(root, str(device.relative_to(root))), why)
+            wants += _walk_up(root, _follow(root, device), why)
     return _unique(wants)
 
 
@@ -152,14 +152,14 @@ def _inside(mount: Mount, path: str) -> str:
 
 
 def _device_of_mount(root: Path, mount: Mount) -> str:
-    link = root / "sys/dev/block" / mount.device
-    if not link.exists():
+    device = _follow(root, root / "sys/dev/block" / mount.device)
+    if not device.exists():
         raise CrashlendError(
             f"cannot dump to {mount.point}",
             f"it is {mount.fstype} from {mount.source}, not a file system on a disk",
             hint=_HINT,
         )
-    return resolve(root, str(link.relative_to(root))).name
+    return device.name
 
 
 def _device_of(root: Path, target: str) -> str:
@@ -171,7 +171,7 @@ def _device_of(root: Path, target: str) -> str:
     else:
         raise CrashlendError(f"cannot use the dump target {target}", "unknown form", hint=_HINT)
     name = resolve(root, link).name
-    if not (root / "sys/class/block" / name).exists():
+    if not _follow(root, root / "sys/class/block" / name).exists():
         raise CrashlendError(f"cannot find the dump target {target}", "no such disk", hint=_HINT)
     return name
 
@@ -190,7 +190,7 @@ def _spec(root: Path, name: str, superblock: FileSystem) -> str:
             return f"{kind.upper()}={known}"
         # the device itself may be unreadable or, in a copy of a host, not there
         for link in sorted((root / "dev/disk" / f"by-{kind}").glob("*")):
-            if resolve(root, str(link.relative_to(root))).name == name and "\\" not in link.name:
+            if _follow(root, link).name == name and "\\" not in link.name:
                 return f"{kind.upper()}={link.name}"
     return f"/dev/{name}"
 
@@ -211,7 +211,7 @@ def _superblock(device: Path) -> FileSystem:
 
 
 def _device_wants(root: Path, name: str) -> tuple[Want, ...]:
-    device = resolve(root, f"sys/class/block/{name}")
+    device = _follow(root, root / "sys/class/block" / name)
     if (device / "partition").exists():
         device = device.parent
     why = f"dump target /dev/{name}"
@@ -224,7 +224,7 @@ def _device_wants(root: Path, name: str) -> tuple[Want, ...]:
     # with nvme_core.multipath=Y some disks hang below a virtual "subsystem" with their controllers
     if device.parent.name.startswith("nvme-subsys"):
         paths = [p for p in sorted(device.parent.glob("nvme*")) if p.is_symlink()]
-        starts = [resolve(root, str(p.relative_to(root))) for p in paths]
+        starts = [_follow(root, path) for path in paths]
     else:
         starts = [device]
     if not starts or any("/devices/virtual/" in f"{path}/" for path in starts):
@@ -237,13 +237,12 @@ def _device_wants(root: Path, name: str) -> tuple[Want, ...]:
 
 def _walk_up(root: Path, device: Path, why: str) -> list[Want]:
     wants: list[Want] = []
-    top = resolve(root, "sys/devices")
+    top = _follow(root, root / "sys/devices")
     while device != top and top in device.parents:
-        driver = resolve(root, str((device / "driver").relative_to(root)))
-        module = driver / "module"
-        if module.exists():
-            found = resolve(root, str(module.relative_to(root))).name
-            wants.append(Want(found, f"driver {driver.name} of {why}"))
+        driver = _follow(root, device / "driver")
+        module = _follow(root, driver / "module")
+        if module.is_dir():
+            wants.append(Want(module.name, f"driver {driver.name} of {why}"))
         elif driver.is_dir() and _read(device / "modalias"):
             # built in here, but the crash kernel may be another one
             alias = _read(device / "modalias")
@@ -257,6 +256,11 @@ def _unique(wants: list[Want]) -> tuple[Want, ...]:
     for want in wants:
         first.setdefault(want.name, want)
     return tuple(first.values())
+
+
+def _follow(root: Path, path: Path) -> Path:
+    """Resolve symlinks of a path below ``root``, inside it."""
+    return resolve(root, str(path.relative_to(root)))
 
 
 def _read(path: Path) -> str:

@@ -8,6 +8,7 @@ trials that build in the guest show that. Cached by the content of all that goes
 from __future__ import annotations
 
 import hashlib
+import shutil
 import tempfile
 from importlib.resources import as_file, files
 from pathlib import Path
@@ -57,3 +58,20 @@ def build_capture(kernel: Kernel, hooks: Path, say: Say = silent) -> Path:
                 spec = CaptureSpec(release=kernel.release, target=TARGET, hooks=hooks)
                 write_atomically(place, build_initramfs(root, spec).data)
     return place
+
+
+def build_capture_for(kernel: Kernel, say: Say = silent) -> Path:
+    """The capture initramfs with the lab's own hooks, so that trials side by side find it there."""
+    with tempfile.TemporaryDirectory(prefix="crashlend-") as directory:
+        return build_capture(kernel, lay_out_hooks(Path(directory)), say)
+
+
+def lay_out_hooks(tree: Path) -> Path:
+    """Put the lab's hooks into ``tree``/hooks as the product wants them; return that directory."""
+    with as_file(files("crashlend.lab").joinpath("guestfiles")) as guestfiles:
+        for kind in ("pre", "post"):
+            hooks = tree / "hooks" / f"{kind}.d"
+            hooks.mkdir(parents=True)
+            shutil.copy(guestfiles / f"{kind}-hook", hooks / "50-lab")
+            (hooks / "50-lab").chmod(0o755)
+    return tree / "hooks"

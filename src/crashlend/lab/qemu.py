@@ -51,6 +51,7 @@ class Machine:
     accel: str = "tcg"
     dimms: tuple[int, ...] = ()
     cpu_model: str = CPU_MODEL
+    extra: tuple[str, ...] = ()  # more words for QEMU, such as its NUMA nodes
 
     def argv(self, directory: Path) -> list[str]:
         """QEMU's words; sockets and logs go into ``directory``."""
@@ -69,6 +70,7 @@ class Machine:
             *("-chardev", f"socket,id=report,path={directory}/report.sock"),
             *("-serial", "chardev:report"),
             *("-rtc", "base=utc"),
+            *self.extra,
         ]
         for index, size in enumerate(self.dimms):
             argv += ["-object", f"memory-backend-ram,id=dimm{index},size={size >> 20}M"]

@@ -6,8 +6,10 @@ Nothing of a trial outlives it but what ``--keep`` asks for; trials run side by 
 
 from __future__ import annotations
 
+import compileall
 import json
 import os
+import py_compile
 import shutil
 import subprocess
 import tempfile
@@ -18,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Callable
 
 from crashlend.errors import CrashlendError
-from crashlend.lab.captures import build_capture
+from crashlend.lab.captures import build_capture, lay_out_hooks
 from crashlend.lab.checks import Check, run_checks
 from crashlend.lab.guest import build_boot_initramfs, build_root, pack_ext4
 from crashlend.lab.packages import find_tool, silent
@@ -222,16 +224,20 @@ def make_lab_disk(spec: Spec, directory: Path, say: Say) -> Path:
                 tree / "python/crashlend",
                 ignore=shutil.ignore_patterns("__pycache__", "lab", "snapshots"),
             )
+        # as an installed package is; a guest with another Python compiles for itself, more slowly
+        compileall.compile_dir(
+            tree / "python",
+            stripdir=str(tree),
+            prependdir="/lab",
+            quiet=2,
+            invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH,
+        )
         with as_file(files("crashlend.lab").joinpath("guestfiles")) as guestfiles:
             for file in ("init", "agent.py", "scan.py"):
                 shutil.copy(guestfiles / file, tree / file)
-            for kind in ("pre", "post"):
-                hooks = tree / "hooks" / f"{kind}.d"
-                hooks.mkdir(parents=True)
-                shutil.copy(guestfiles / f"{kind}-hook", hooks / "50-lab")
-                (hooks / "50-lab").chmod(0o755)
+        hooks = lay_out_hooks(tree)
         if not spec.build_in_guest:
-            shutil.copy(build_capture(spec.kernel, tree / "hooks", say), tree / "initramfs")
+            shutil.copy(build_capture(spec.kernel, hooks, say), tree / "initramfs")
         (tree / "init").chmod(0o755)
         (tree / "crash").mkdir()
         (tree / "job.json").write_text(

@@ -144,4 +144,6 @@ def _spare_last_blocks(facts: Facts, candidates: list[MemoryBlock]) -> list[Memo
 def _poison_at_large(facts: Facts) -> bool:
     """Whether HardwareCorrupted counts pages that the census did not find (hazard 2)."""
     corrupted = facts.meminfo.get("HardwareCorrupted", 0)
+    if not facts.block_census:
+        return False  # nobody has looked yet; load does before it takes anything
     return corrupted > sum(c.poisoned for c in facts.block_census) * PAGE

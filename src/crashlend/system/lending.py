@@ -18,6 +18,8 @@ from crashlend.system.state import LENT, RETURNING, TAKING, State
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+# a block with a poisoned page would not come back: it is never taken offline (hazard 2)
+POISONED = "it has poisoned pages and would not come back"
 Say = Callable[[str], None]
 ONLINE_MOVABLE, ONLINE_KERNEL, ONLINE_ANY = "online_movable", "online_kernel", "online"
 
@@ -67,8 +69,10 @@ def take(
 
 def _take_one(blocks: MemoryBlocks, state: State, index: int, deadline_seconds: float) -> None:
     # looked at again right before: minutes may have passed since the facts were read
-    _check_poison(blocks, index)
-    if blocks.census(index).huge:
+    census = blocks.census(index)
+    if census.poisoned:
+        raise BlockBusyError(POISONED)
+    if census.huge:
         raise BlockBusyError("it has huge pages")
     zone = blocks.zone(index)
     managed = _managed(blocks)
@@ -117,7 +121,8 @@ def give_back(
     kept: list[Refused] = []
     for index in indexes:
         try:
-            _check_poison(blocks, index)
+            if blocks.census(index).poisoned:
+                raise BlockBusyError(POISONED)
             state.set_block(index, RETURNING)
             try:
                 blocks.offline(index, deadline_seconds)
@@ -180,12 +185,6 @@ def _bring_home_movable(blocks: MemoryBlocks, state: State, index: int) -> None:
         state.set_block(index, LENT)
         return
     _bring_home(blocks, state, index)
-
-
-def _check_poison(blocks: MemoryBlocks, index: int) -> None:
-    """A block with a poisoned page would not come back: it is never taken offline (hazard 2)."""
-    if blocks.census(index).poisoned:
-        raise BlockBusyError("it has poisoned pages and would not come back")
 
 
 def _managed(blocks: MemoryBlocks) -> int:

@@ -77,9 +77,13 @@ def load(
         files = get_files(facts.release)
         plan = make_plan(facts, settings, files.payload)
         begin = clock()
+        if plan.offer.wanted:
+            # which blocks are best takes a look at every page; only now is that worth its time
+            facts = read_facts(TreeFiles(Path("/")), census=True)
+            plan = make_plan(facts, settings, files.payload)
         taken, refused = _lend(facts, plan.offer, settings, state, say)
         if taken:
-            facts = read_facts(TreeFiles(Path("/")), census=True)
+            facts = read_facts(TreeFiles(Path("/")))
         lent_at = clock()
         try:
             plan = make_plan(facts, settings, files.payload, held_only=True)
@@ -115,10 +119,10 @@ def unload(settings: Settings, *, say: Say) -> tuple[lending.Refused, ...]:
 
 def _recovered_facts(state: State, say: Say) -> Facts:
     files = TreeFiles(Path("/"))
-    facts = read_facts(files, census=True)
+    facts = read_facts(files)
     if state.blocks:
         lending.recover(_blocks(facts), state, say=say)
-        facts = read_facts(files, census=True)
+        facts = read_facts(files)
     return facts
 
 

@@ -1,0 +1,192 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""``crashlend lab demo``: the seed's line and its controls, crashed side by side."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from crashlend.cli.output import BOLD, GREEN, RED, print_json, progress, styled
+from crashlend.errors import EXIT_DONE, EXIT_FAILED
+from crashlend.sizes import MIB, mib
+
+if TYPE_CHECKING:
+    import argparse
+
+    from crashlend.lab.trial import Outcome, Spec
+
+SEED = "crashkernel=1G,cma crashkernel={}M"
+# What distributions take from production on a host with this much RAM: (name, from MiB, taken
+# MiB), the last row that fits counts. Sources: kdump-utils' kdump-lib.sh; Ubuntu's kdump-tools;
+# Debian 12's kdump-tools 1.8.1.
+DISTRIBUTIONS = (
+    ("RHEL 10", ((2048, 256), (65536, 512))),
+    ("Ubuntu 24.10", ((2048, 320), (4096, 512), (32768, 1024), (65536, 2048), (131072, 4096))),
+    ("Debian 12", ((384, 128),)),
+)
+
+
+@dataclass(frozen=True)
+class Column:
+    """One trial of the demo: what to call it, whether its dump is expected, and its trial."""
+
+    title: str
+    lends: bool
+    spec: Spec
+
+
+def columns(kernel: str) -> list[Column]:
+    """The seed's 100M and the smaller reservation that tells the two apart, each both ways."""
+    from crashlend.lab.kernels import fetch
+    from crashlend.lab.trial import Spec
+
+    base = Spec(kernel=fetch(kernel, progress), timeout_seconds=200)
+    out = []
+    for reserved in (100, 80):
+        line = SEED.format(reserved)
+        out.append(Column(f"{reserved}M + 1G lent", True, replace(base, cmdline=line)))
+        out.append(
+            Column(f"{reserved}M, control", False, replace(base, cmdline=line, lender="none"))
+        )
+    return out
+
+
+def run_demo(args: argparse.Namespace) -> int:
+    """Run the four trials two at a time, then print one table."""
+    from crashlend.cli.lab_verb import announce
+    from crashlend.lab.captures import build_capture_for
+    from crashlend.lab.trial import run_trial
+
+    trials = columns(args.kernel)
+    build_capture_for(trials[0].spec.kernel, progress)
+    progress(f"{trials[0].spec.kernel.release}: production boots with {trials[0].spec.cmdline}")
+    begin = time.monotonic()
+
+    def one(index: int) -> Outcome:
+        column = trials[index]
+
+        def on_event(event: dict[str, Any]) -> None:
+            event = {**event, "at": time.monotonic() - begin}
+            announce(event, f"[{column.title}] ")
+
+        keep = args.keep / str(index) if args.keep else Path(directory) / str(index)
+        outcome = run_trial(column.spec, keep=keep, on_event=on_event)
+        saved = "its dump is saved" if _saved(outcome) else "no dump"
+        progress(f"{time.monotonic() - begin:6.1f} s  [{column.title}] is over: {saved}")
+        return outcome
+
+    with tempfile.TemporaryDirectory(prefix="crashlend-demo-") as directory:
+        with ThreadPoolExecutor(2) as pool:
+            # the long ones first: both cores are busy until nearly the end
+            order = sorted(range(len(trials)), key=lambda i: not trials[i].lends)
+            done = dict(zip(order, pool.map(one, order)))
+        outcomes = [done[i] for i in range(len(trials))]
+        seconds = time.monotonic() - begin
+        held = _verdict(trials, outcomes)
+        if args.json:
+            print_json(
+                {
+                    "schema": 1,
+                    "ok": held,
+                    "seconds": round(seconds, 1),
+                    "trials": [{"title": c.title, **o.to_json()} for c, o in zip(trials, outcomes)],
+                }
+            )
+        else:
+            _show(trials, outcomes, seconds, held)
+    return EXIT_DONE if held else EXIT_FAILED
+
+
+def _saved(outcome: Outcome) -> bool:
+    return any(c.ok for c in outcome.checks if c.name == "dump saved")
+
+
+def _verdict(trials: list[Column], outcomes: list[Outcome]) -> bool:
+    """Lending passes every check; the smaller control loses its dump (100M is told as it is)."""
+    lent = all(o.ok for c, o in zip(trials, outcomes) if c.lends)
+    return lent and not _saved(outcomes[-1])
+
+
+def _show(trials: list[Column], outcomes: list[Outcome], seconds: float, held: bool) -> None:
+    results = [o.to_json() for o in outcomes]
+    crash = [r["crash_kernel"]["mem_total_bytes"] for r in results]
+    rows = [
+        ("", [c.title for c in trials]),
+        ("taken from production", [_mib(r["reservation"]["before_bytes"]) for r in results]),
+        ("shared until the crash", [_mib(r["lent"]["bytes"]) for r in results]),
+        ("crash kernel's memory, planned", [_mib(_planned(o)) for o in outcomes]),
+        ("crash kernel's MemTotal", [_mib(value) if value else "-" for value in crash]),
+        ("most used by the capture", [_mib(r["crash_kernel"]["peak_used_bytes"]) for r in results]),
+        (
+            "panic to crash kernel's init",
+            [_s(r["seconds"]["panic_to_crash_kernel"]) for r in results],
+        ),
+        ("panic to dump saved", [_s(r["seconds"]["panic_to_saved"]) for r in results]),
+        (
+            "dump",
+            [
+                _mib(r["vmcore"]["bytes"]) if _saved(o) else "LOST"
+                for r, o in zip(results, outcomes)
+            ],
+        ),
+        ("checks passed", [f"{sum(c.ok for c in o.checks)} of {len(o.checks)}" for o in outcomes]),
+    ]
+    widths = [max(len(row[1][i]) for row in rows) for i in range(len(trials))]
+    print()
+    for name, cells in rows:
+        line = f"{name:<31}" + "".join(f"  {cell:>{w}}" for cell, w in zip(cells, widths))
+        print(styled(line, BOLD) if not name else line)
+    print()
+    for column, outcome in zip(trials, outcomes):
+        if column.lends:
+            _show_checks(column, outcome)
+    lost = outcomes[-1]
+    why = _last_words(lost)
+    print(
+        f"control at 80M: {'its dump is lost' if not _saved(lost) else 'its dump was saved'}{why}"
+    )
+    memory = outcomes[0].spec.memory_bytes // MIB
+    others = ", ".join(
+        f"{name} {max(taken for start, taken in table if start <= memory)} MiB"
+        for name, table in DISTRIBUTIONS
+    )
+    print(f"distributions take from production at {memory} MiB of RAM: {others}")
+    word = styled("it holds", GREEN) if held else styled("it does NOT hold", RED)
+    wait = outcomes[0].spec.dma_wait
+    print(
+        f"{word}; {seconds:.0f} s in all. (The wait for DMA was {wait:g} s here; 10 s by default.)"
+    )
+
+
+def _show_checks(column: Column, outcome: Outcome) -> None:
+    print(f"{column.title}:")
+    for check in outcome.checks:
+        mark = styled("ok    ", GREEN) if check.ok else styled("FAILED", RED)
+        print(f"  {mark} {check.name}: {check.detail}")
+
+
+def _last_words(outcome: Outcome) -> str:
+    """The crash kernel's own panic, from the console that was kept for people."""
+    try:
+        text = (Path(outcome.kept) / "console.log").read_text(errors="replace")
+    except OSError:
+        return ""
+    panics = [line for line in text.splitlines() if "Kernel panic - not syncing" in line]
+    return f" ({panics[-1].split('] ', 1)[-1].strip()})" if len(panics) > 1 else ""
+
+
+def _planned(outcome: Outcome) -> int | None:
+    value = outcome.plan.get("costs", {}).get("crash_kernel_bytes")
+    return int(value) if value else None
+
+
+def _mib(value: int | None) -> str:
+    return "-" if value is None else mib(value)
+
+
+def _s(value: float | None) -> str:
+    return "never" if value is None else f"{value:.1f} s"
