@@ -28,7 +28,6 @@ FILES = {
     "modules.dep": """\
 kernel/fs/ext4/ext4.ko: kernel/fs/jbd2/jbd2.ko kernel/lib/crc16.ko kernel/fs/mbcache.ko
 kernel/fs/jbd2/jbd2.ko:
-kernel/fs/mbcache.ko.xz:
 kernel/fs/mbcache.ko:
 kernel/lib/crc16.ko:
 kernel/crypto/crc32c_generic.ko:
@@ -64,7 +63,6 @@ def tree(tmp_path: Path) -> ModuleTree:
     directory = tmp_path / "lib/modules" / RELEASE
     directory.mkdir(parents=True)
     for name, text in FILES.items():
-        text = text.replace("kernel/fs/mbcache.ko.xz:\n", "")
         (directory / name).write_text(text, encoding="utf-8")
     return read_module_tree(find_module_directory(tmp_path, RELEASE))
 
@@ -139,11 +137,9 @@ def test_order_is_that_of_modprobe(tree: ModuleTree, tmp_path: Path, name: str) 
 
 def _write_indexes(directory: Path) -> None:
     """Write the .bin indexes of depmod for the text files (format: kmod, libkmod-index.h)."""
-    from crashlend.capture.modules import module_name as plain
-
-    dep = [(plain(p), line) for line in _text(directory, "dep") for p in [line.split(":")[0]]]
+    dep = [(module_name(line.split(":")[0]), line) for line in _text(directory, "dep")]
     alias = [(normalize(w[1]), w[2]) for w in map(str.split, _text(directory, "alias"))]
-    builtin = [(plain(line), "") for line in _text(directory, "builtin")]
+    builtin = [(module_name(line), "") for line in _text(directory, "builtin")]
     for name, pairs in (("dep", dep), ("alias", alias), ("builtin", builtin), ("symbols", [])):
         (directory / f"modules.{name}.bin").write_bytes(_index(pairs))
 
@@ -183,8 +179,11 @@ def _index(pairs: list[tuple[str, str]]) -> bytes:
     return bytes(out)
 
 
-@pytest.mark.parametrize("release", [p.parent.name for p in Path("/lib/modules").glob("*/kernel")])
-def test_order_is_that_of_modprobe_on_this_host(release: str) -> None:
+def test_order_is_that_of_modprobe_on_this_host() -> None:
+    found = sorted(Path("/lib/modules").glob("*/modules.dep.bin"))
+    if not found or shutil.which("modprobe") is None:
+        pytest.skip("no kernel modules or no modprobe on this host")
+    release = found[-1].parent.name
     tree = read_module_tree(find_module_directory(Path("/"), release))
     for name in ("ext4", "xfs", "virtio_blk", "nvme", "ahci"):
         if tree.lookup(name):

@@ -17,6 +17,8 @@ from crashlend.errors import CrashlendError
 from crashlend.formats import elfcore, procfs
 from crashlend.formats.cmdline import from_proc
 from crashlend.formats.procfs import Resource, Zone
+from crashlend.hostfiles import CENSUS
+from crashlend.jsonable import from_json
 from crashlend.lenders.census import ENTRY_BYTES, BlockCensus, count_pages
 
 if TYPE_CHECKING:
@@ -179,7 +181,8 @@ class _Reader:
 def read_facts(files: HostFiles, *, census: bool = False) -> Facts:
     """Read everything from ``files``: the running host or a snapshot of one.
 
-    ``census``: also count what the pages of every online block hold (about 10 ms per GiB).
+    ``census``: also count what the pages of every online block hold (about 10 ms per GiB); a
+    snapshot that was taken with a census brings it along in any case.
     """
     reader = _Reader(files)
     iomem = reader.parsed("/proc/iomem", procfs.parse_iomem, ())
@@ -230,7 +233,8 @@ def read_facts(files: HostFiles, *, census: bool = False) -> Facts:
         in ("Y", "f", "1"),
         refusals=_refusals(reader, cpu_flags, meminfo),
         lent_blocks=_lent_blocks(reader),
-        block_census=_block_census(reader, blocks, block_bytes) if census else (),
+        block_census=_recorded_census(reader)
+        or (_block_census(reader, blocks, block_bytes) if census else ()),
         missing=dict(sorted(reader.missing.items())),
     )
 
@@ -309,6 +313,16 @@ def _block_census(
             reader.missing["/proc/kpageflags"] = str(error)
             break
     return tuple(out)
+
+
+def _recorded_census(reader: _Reader) -> tuple[BlockCensus, ...]:
+    """The census in a snapshot; the running host has none of the kind."""
+    return reader.parsed(
+        CENSUS,
+        lambda data: from_json(tuple[BlockCensus, ...], json.loads(data)),
+        (),
+        optional=True,
+    )
 
 
 def _crash_notes(reader: _Reader) -> tuple[CrashNote, ...]:

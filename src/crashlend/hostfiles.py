@@ -14,6 +14,9 @@ from crashlend.errors import CrashlendError
 
 # In a snapshot: which files the host had but would not let us read, and why.
 MANIFEST = "crashlend-snapshot.json"
+# In a snapshot: what the pages of each memory block held (/proc/kpageflags itself is too large).
+# Below /proc, where no file of this name can be on a running host.
+CENSUS = "/proc/crashlend-census.json"
 # No file read here is larger; a truncated one is said to be so by its parser.
 MAX_BYTES = 64 * 1024 * 1024
 

@@ -13,13 +13,15 @@ import tarfile
 from typing import TYPE_CHECKING
 
 from crashlend.facts import Facts, read_facts
-from crashlend.hostfiles import MANIFEST, MAX_BYTES
+from crashlend.hostfiles import CENSUS, MANIFEST, MAX_BYTES
+from crashlend.jsonable import to_json
 
 if TYPE_CHECKING:
     from crashlend.hostfiles import HostFiles
 
 
 KERNEL_LOG = "/dev/kmsg"
+PAGE_FLAGS = "/proc/kpageflags"
 # all that facts look for in the log; the rest of it is nobody's business elsewhere
 LOG_WORDS = (b"cma: Reserved", b"crashkernel CMA", b"Memory Encryption Features")
 
@@ -59,10 +61,17 @@ class Recorder:
         return found
 
 
-def take_snapshot(files: HostFiles) -> tuple[bytes, Facts]:
-    """Read a host and return the archive (tar.gz) and the facts it stands for."""
+def take_snapshot(files: HostFiles, *, census: bool = False) -> tuple[bytes, Facts]:
+    """Read a host and return the archive (tar.gz) and the facts it stands for.
+
+    With ``census`` the archive has the counts of every memory block, so that a plan made elsewhere
+    ranks the blocks as ``load`` would have on the host at that moment.
+    """
     recorder = Recorder(files)
-    facts = read_facts(recorder)
+    facts = read_facts(recorder, census=census)
+    if facts.block_census:
+        recorder.found.pop(PAGE_FLAGS, None)
+        recorder.found[CENSUS] = json.dumps(to_json(facts.block_census)).encode()
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w:gz", compresslevel=9) as archive:
         if KERNEL_LOG in recorder.found:

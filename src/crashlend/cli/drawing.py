@@ -38,7 +38,9 @@ def memory_layers(ram: Ranges, lent: Ranges, reservation: Ranges) -> list[Layer]
     ]
 
 
-def draw_memory(layers: Sequence[Layer], *, unicode: bool) -> list[str]:
+def draw_memory(
+    layers: Sequence[Layer], *, unicode: bool, max_lines: int = MAX_LINES
+) -> list[str]:
     """Draw the layers over the addresses they span; lines without any memory are left out."""
     everything = Ranges()
     for layer in layers:
@@ -47,7 +49,7 @@ def draw_memory(layers: Sequence[Layer], *, unicode: bool) -> list[str]:
         return []
     populated = everything.align_outwards(GIB).size
     cell = 1 << 24
-    while populated // (cell * COLUMNS) > MAX_LINES:
+    while populated // (cell * COLUMNS) > max_lines:
         cell *= 2
     lines = []
     for start in range(0, everything[-1].end, cell * COLUMNS):

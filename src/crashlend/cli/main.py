@@ -26,6 +26,7 @@ VERBS = (
     "snapshot",
     "initramfs",
     "config",
+    "tour",
     "lab",
 )
 

@@ -16,10 +16,13 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", type=Path, metavar="FILE", help="the archive to write (tar.gz)")
+    parser.add_argument(
+        "--census", action="store_true", help="count what the pages of memory blocks hold (root)"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
-    data, facts = take_snapshot(open_host(Path("/")))
+    data, facts = take_snapshot(open_host(Path("/")), census=args.census)
     write_atomically(args.file, data)
     print(f"{args.file}: {len(data)} bytes, the facts of {facts.release}")
     for path, why in facts.missing.items():

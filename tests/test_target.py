@@ -1,0 +1,208 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Finding the dump target in a /sys, /proc and /dev that are built by code."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import uuid
+from pathlib import Path
+
+import pytest
+
+from crashlend.capture.target import find_target, memory_wants
+from crashlend.errors import CrashlendError
+
+UUID = "11111111-2222-3333-4444-555555555555"
+PCI = "sys/devices/pci0000:00/0000:00:04.0"
+
+
+def ext4_superblock(label: str = "") -> bytes:
+    data = bytearray(4096)
+    data[1024 + 0x38 : 1024 + 0x3A] = b"\x53\xef"
+    data[1024 + 0x68 : 1024 + 0x78] = uuid.UUID(UUID).bytes
+    data[1024 + 0x78 : 1024 + 0x78 + len(label)] = label.encode()
+    return bytes(data)
+
+
+class Host:
+    """A host's files. Devices are directories in /sys/devices, linked from where they belong."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        (root / "proc/self").mkdir(parents=True)
+        (root / "sys/class/block").mkdir(parents=True)
+        (root / "sys/dev/block").mkdir(parents=True)
+        (root / "dev").mkdir()
+
+    def write(self, path: str, data: str | bytes = "") -> None:
+        file = self.root / path
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(data if isinstance(data, bytes) else data.encode())
+
+    def link(self, path: str, target: str) -> None:
+        link = self.root / path
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to("/" + target)
+
+    def driver(self, device: str, name: str, module: str = "", modalias: str = "") -> None:
+        (self.root / device).mkdir(parents=True, exist_ok=True)
+        driver = f"sys/bus/any/drivers/{name}"
+        (self.root / driver).mkdir(parents=True, exist_ok=True)
+        self.link(f"{device}/driver", driver)
+        if module:
+            (self.root / "sys/module" / module).mkdir(parents=True, exist_ok=True)
+            self.link(f"{driver}/module", f"sys/module/{module}")
+        if modalias:
+            self.write(f"{device}/modalias", modalias + "\n")
+
+    def block(self, device: str, number: str, content: bytes = b"") -> None:
+        name = device.rsplit("/", 1)[-1]
+        self.write(f"{device}/dev", number + "\n")
+        self.link(f"sys/class/block/{name}", device)
+        self.link(f"sys/dev/block/{number}", device)
+        self.write(f"dev/{name}", content)
+
+    def mounts(self, *lines: str) -> None:
+        self.write("proc/self/mountinfo", "".join(line + "\n" for line in lines))
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> Host:
+    """A virtio disk with one ext4 partition, mounted on /."""
+    host = Host(tmp_path)
+    host.driver(PCI, "virtio-pci", "virtio_pci", "pci:v00001AF4d00001001")
+    host.driver(f"{PCI}/virtio1", "virtio_blk", "virtio_blk", "virtio:d00000002v00001AF4")
+    host.block(f"{PCI}/virtio1/block/vda", "254:0")
+    host.block(f"{PCI}/virtio1/block/vda/vda1", "254:1", ext4_superblock())
+    host.write(f"{PCI}/virtio1/block/vda/vda1/partition", "1\n")
+    host.mounts(
+        "22 1 254:1 / / rw,relatime shared:1 - ext4 /dev/root rw",
+        "23 22 0:21 / /proc rw - proc proc rw",
+        "24 22 0:30 / /tmp rw - tmpfs tmpfs rw",
+    )
+    return host
+
+
+def wants(host: Host, target: str = "", path: str = "/var/crash") -> list[str]:
+    return [want.name for want in find_target(host.root, target, path).wants]
+
+
+def test_the_file_system_that_holds_the_path(host: Host) -> None:
+    target = find_target(host.root, "", "/var/crash")
+    assert (target.spec, target.fstype, target.path) == (f"UUID={UUID}", "ext4", "/var/crash")
+    assert target.device == "/dev/vda1"
+    assert [want.name for want in target.wants] == ["virtio_pci", "virtio_blk", "fs-ext4"]
+    assert target.wants[0].why == "driver virtio-pci of dump target /dev/vda1"
+
+
+def test_the_path_is_inside_the_file_system(host: Host) -> None:
+    """Symlinks are followed; a bind mount's own root comes first; the last mount counts."""
+    host.link("var/crash", "srv/dumps/here")
+    host.mounts(
+        "22 1 254:1 / / rw - ext4 /dev/root rw",
+        "24 22 0:30 / /srv/dumps rw - tmpfs tmpfs rw",
+        "25 22 254:1 /data\\040store /srv/dumps rw - ext4 /dev/root rw",
+    )
+    assert find_target(host.root, "", "/var/crash").path == "/data store/here"
+
+
+@pytest.mark.parametrize("target", ["/dev/vda1", f"UUID={UUID}", "LABEL=my disk", "/dev/by/x"])
+def test_targets_by_name(host: Host, target: str) -> None:
+    host.link(f"dev/disk/by-uuid/{UUID}", "dev/vda1")
+    host.link("dev/disk/by-label/my\\x20disk", "dev/vda1")
+    host.link("dev/by/x", "dev/vda1")
+    host.mounts("22 1 0:30 / / rw - tmpfs tmpfs rw")
+    found = find_target(host.root, target, "/crash")
+    assert (found.spec, found.fstype, found.path) == (f"UUID={UUID}", "ext4", "/crash")
+
+
+def test_without_superblock_udev_links_and_mounts_speak(host: Host) -> None:
+    """As in a snapshot, which has no device contents."""
+    host.write("dev/vda1", b"")
+    assert find_target(host.root, "", "/x").spec == "/dev/vda1"
+    host.link("dev/disk/by-label/crash", "dev/vda1")
+    assert find_target(host.root, "", "/x").spec == "LABEL=crash"
+    host.link(f"dev/disk/by-uuid/{UUID}", "dev/vda1")
+    assert find_target(host.root, "", "/x").spec == f"UUID={UUID}"
+
+
+def test_a_driver_that_is_built_in_is_wanted_by_its_alias(host: Host) -> None:
+    device = "sys/devices/pci0000:00/0000:00:05.0"
+    host.driver(device, "nvme", modalias="pci:v00001B36d00000010")
+    host.block(f"{device}/nvme/nvme0/nvme0n1", "259:0", ext4_superblock())
+    target = find_target(host.root, "/dev/nvme0n1", "/")
+    assert target.wants[0].name == "pci:v00001B36d00000010"
+    assert target.wants[0].optional
+    assert target.path == "/"
+
+
+def test_nvme_multipath_leads_to_its_controllers(host: Host) -> None:
+    device = "sys/devices/pci0000:00/0000:00:05.0"
+    host.driver(device, "nvme", "nvme")
+    (host.root / device / "nvme/nvme0").mkdir(parents=True)
+    subsystem = "sys/devices/virtual/nvme-subsystem/nvme-subsys0"
+    host.block(f"{subsystem}/nvme0n1", "259:0", ext4_superblock())
+    host.link(f"{subsystem}/nvme0", f"{device}/nvme/nvme0")
+    assert wants(host, "/dev/nvme0n1") == ["nvme", "fs-ext4"]
+
+
+def test_scsi_disks_take_the_disk_driver_too(host: Host) -> None:
+    pci = "sys/devices/pci0000:00/0000:00:1f.2"
+    disk = f"{pci}/ata1/host0/target0:0:0/0:0:0:0"
+    host.driver(pci, "ahci", "ahci")
+    host.driver(disk, "sd", "sd_mod")
+    host.block(f"{disk}/block/sda", "8:0", ext4_superblock())
+    assert wants(host, "/dev/sda") == ["ahci", "sd_mod", "fs-ext4"]
+
+
+@pytest.mark.parametrize("name", ["dm-0", "md0"])
+def test_stacked_devices_are_refused(host: Host, name: str) -> None:
+    device = f"sys/devices/virtual/block/{name}"
+    host.block(device, "253:0", ext4_superblock())
+    host.link(f"{device}/slaves/vda1", f"{PCI}/virtio1/block/vda/vda1")
+    with pytest.raises(CrashlendError, match="made of other devices") as caught:
+        find_target(host.root, f"/dev/{name}", "/")
+    assert "set target" in caught.value.hint
+
+
+def test_what_cannot_hold_dumps_is_refused(host: Host) -> None:
+    host.block("sys/devices/virtual/block/loop0", "7:0", ext4_superblock())
+    with pytest.raises(CrashlendError, match="virtual block device"):
+        find_target(host.root, "/dev/loop0", "/")
+    with pytest.raises(CrashlendError, match="tmpfs"):
+        find_target(host.root, "", "/tmp/x")
+    with pytest.raises(CrashlendError, match="no such disk"):
+        find_target(host.root, "UUID=abc", "/")
+    with pytest.raises(CrashlendError, match="unknown form"):
+        find_target(host.root, "nfs://x", "/")
+    host.mounts("22 1 254:1 / / rw - btrfs /dev/vda1 rw")
+    with pytest.raises(CrashlendError, match="file system btrfs"):
+        find_target(host.root, "", "/")
+    with pytest.raises(CrashlendError, match="not absolute"):
+        find_target(host.root, "", "x")
+
+
+def test_virtio_mem_is_wanted_where_it_is_there(host: Host) -> None:
+    assert memory_wants(host.root) == ()
+    device = "sys/devices/pci0000:00/0000:00:06.0"
+    host.driver(device, "virtio-pci")
+    host.driver(f"{device}/virtio2", "virtio_mem", "virtio_mem", "virtio:d00000018v00001AF4")
+    host.link("sys/bus/virtio/devices/virtio2", f"{device}/virtio2")
+    assert [want.name for want in memory_wants(host.root)] == ["virtio_pci", "virtio_mem"]
+
+
+@pytest.mark.parametrize("fstype", ["ext4", "xfs"])
+def test_superblocks_as_mkfs_writes_them(host: Host, fstype: str) -> None:
+    mkfs = shutil.which(f"mkfs.{fstype}")
+    if mkfs is None:
+        pytest.skip(f"mkfs.{fstype} is not installed")
+    image = host.root / "dev/vda1"
+    with image.open("wb") as stream:
+        stream.truncate(320 << 20)
+    by_uuid = {"ext4": ["-U", UUID], "xfs": ["-m", f"uuid={UUID}"]}[fstype]
+    subprocess.run([mkfs, "-q", *by_uuid, "-L", "crash", str(image)], check=True)
+    host.mounts()
+    host.write("proc/self/mountinfo", "22 1 0:1 / / rw - tmpfs tmpfs rw\n")
+    target = find_target(host.root, "/dev/vda1", "/")
+    assert (target.fstype, target.spec) == (fstype, f"UUID={UUID}")
