@@ -229,9 +229,7 @@ def host(
                 (0, "DMA", 1, 0xF9F),
                 (0, "DMA32", 0x1000, 0xBEFE0),
                 (0, "Normal", 0x100000, 0x40000),
-                *([(0, "Movable", movable[0] * BLOCK // PAGE, len(movable) * BLOCK // PAGE)])[
-                    : len(movable)
-                ],
+                *((0, "Movable", i * BLOCK // PAGE, BLOCK // PAGE) for i in movable),
             ]
         ),
         "/proc/kcore": kcore(ram, page_offset),

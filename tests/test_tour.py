@@ -133,7 +133,12 @@ def test_unpacked_snapshot_has_the_same_facts(
     stops: dict[str, Stop], name: str, tmp_path: Path
 ) -> None:
     with tarfile.open(SNAPSHOTS / f"{name}.tar.gz") as archive:
-        archive.extractall(tmp_path, filter="data")
+        for member in archive:  # extractall's filter is younger than Debian 12's Python
+            path = tmp_path / member.name
+            stream = archive.extractfile(member)
+            (path if stream is None else path.parent).mkdir(parents=True, exist_ok=True)
+            if stream is not None:
+                path.write_bytes(stream.read())
     assert read_facts(TreeFiles(tmp_path)) == stops[name].facts
 
 

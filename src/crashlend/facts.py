@@ -456,6 +456,17 @@ def _lent_blocks(reader: _Reader) -> tuple[int, ...]:
     """The blocks that the state file says crashlend made movable."""
 
     def parse(data: bytes) -> tuple[int, ...]:
-        return tuple(sorted(int(key) for key in json.loads(data).get("blocks", {})))
+        value = json.loads(data)
+        blocks = value.get("blocks") if isinstance(value, dict) else None
+        if not isinstance(blocks, dict):
+            raise ValueError("it is damaged")
+        # any other step is on its way; a damaged record is no record
+        return tuple(
+            sorted(
+                int(index)
+                for index, block in blocks.items()
+                if isinstance(block, dict) and block.get("step") == "lent"
+            )
+        )
 
     return reader.parsed(STATE_PATH, parse, (), optional=True)

@@ -42,8 +42,8 @@ def _convert(kind: Any, value: Any, where: str) -> Any:
         inner = [arg for arg in typing.get_args(kind) if arg is not type(None)]
         return None if value is None else _convert(inner[0], value, where)
     if kind is Ranges:
-        _expect(value, list, where)
-        return Ranges(tuple(pair) for pair in value)
+        pairs = _convert(typing.Tuple[typing.Tuple[int, int], ...], value, where)  # noqa: UP006
+        return Ranges(pairs)
     if origin is tuple or (isinstance(kind, type) and issubclass(kind, tuple)):
         _expect(value, list, where)
         args = typing.get_args(kind) or tuple(typing.get_type_hints(kind).values())

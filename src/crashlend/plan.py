@@ -10,8 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Optional
 
-from crashlend.arch import for_machine
-from crashlend.arch.x86_64 import Layout
+from crashlend.arch import Layout, for_machine
 from crashlend.capture.initramfs import load_archive
 from crashlend.crashkernel.grammar import lent_request
 from crashlend.errors import CrashlendError, RefusedError
@@ -183,6 +182,8 @@ def _complete(plan: Plan, facts: Facts, settings: Settings, payload: Payload) ->
             incomplete="kexec_file_load: the kernel places the segments",
         )
     reservation = arch.main_reservation(facts)
+    if reservation is None:
+        raise arch.no_reservation()
     headers = arch.exclude_from_vmcore(facts, plan.lent)
     core = arch.core_header_segment(reservation, headers)
     cmdline = crash_cmdline(

@@ -9,12 +9,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from importlib import import_module
+from typing import TYPE_CHECKING, Optional, Protocol, cast
 
 from crashlend.errors import CrashlendError
+from crashlend.formats.elfcore import ProgramHeader
 
 if TYPE_CHECKING:
-    from types import ModuleType
+    from collections.abc import Sequence
+
+    from crashlend.facts import Facts
+    from crashlend.formats.bzimage import BzImage
+    from crashlend.ranges import Range, Ranges
 
 
 @dataclass(frozen=True)
@@ -43,15 +49,75 @@ class MapEntry:
     kind: str
 
 
-def for_machine(machine: str) -> ModuleType:
-    """The architecture's module; CrashlendError for one that crashlend does not know."""
-    from crashlend.arch import x86_64
+@dataclass(frozen=True)
+class Layout:
+    """Where everything lies in the reservation, and what the crash kernel is told.
 
-    known = {"x86_64": x86_64}
-    if machine not in known:
+    ``control_pages`` is how many pages the kernel takes for itself at most, ``required_bytes``
+    how large the reservation must be for all of it.
+    """
+
+    segments: tuple[Segment, ...]
+    memory_map: tuple[MapEntry, ...]
+    program_headers: tuple[ProgramHeader, ...]
+    cmdline_phys: int
+    setup_data_phys: int
+    control_pages: int
+    required_bytes: int
+
+    def segment(self, name: str) -> Segment:
+        """The segment of that name; StopIteration when there is none."""
+        return next(s for s in self.segments if s.name == name)
+
+
+class Architecture(Protocol):
+    """All that the plan and the load ask of an architecture; a module supplies it."""
+
+    RAM: str
+
+    def system_ram(self, facts: Facts) -> Ranges: ...
+    def reservations(self, facts: Facts) -> Ranges: ...
+    def main_reservation(self, facts: Facts) -> Optional[Range]: ...
+    def no_reservation(self) -> CrashlendError: ...
+    def reserve_lent(self, facts: Facts) -> Ranges: ...
+    def include_in_memory_map(
+        self, facts: Facts, core_header: Optional[Segment], lent: Ranges
+    ) -> tuple[MapEntry, ...]: ...
+    def exclude_from_vmcore(self, facts: Facts, lent: Ranges) -> tuple[ProgramHeader, ...]: ...
+    def core_header_segment(
+        self, reservation: Range, headers: Sequence[ProgramHeader]
+    ) -> Segment: ...
+    def lay_out(
+        self,
+        facts: Facts,
+        image: BzImage,
+        initramfs_bytes: int,
+        cmdline_bytes: int,
+        lent: Ranges,
+    ) -> Layout: ...
+    def build_segments(
+        self,
+        facts: Facts,
+        image: BzImage,
+        layout: Layout,
+        *,
+        kernel_file: bytes,
+        initramfs: bytes,
+        cmdline: bytes,
+        wait_seconds: float,
+    ) -> dict[str, bytes]: ...
+
+
+# machine (as uname has it) → module
+MODULES = {"x86_64": "crashlend.arch.x86_64"}
+
+
+def for_machine(machine: str) -> Architecture:
+    """The architecture's module; CrashlendError for one that crashlend does not know."""
+    if machine not in MODULES:
         raise CrashlendError(
             "cannot plan",
             f"crashlend does not know the architecture {machine or '(unknown)'}",
-            hint=f"it knows {', '.join(known)}",
+            hint=f"it knows {', '.join(MODULES)}",
         )
-    return known[machine]
+    return cast("Architecture", import_module(MODULES[machine]))

@@ -7,10 +7,9 @@ Documentation/arch/x86/boot.rst.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Optional
 
-from crashlend.arch import MapEntry, Segment
+from crashlend.arch import Layout, MapEntry, Segment
 from crashlend.errors import CrashlendError
 from crashlend.formats import bootparams, elfcore
 from crashlend.formats.bzimage import ENTRY_64_OFFSET, BzImage
@@ -118,22 +117,6 @@ def exclude_from_vmcore(facts: Facts, lent: Ranges) -> tuple[ProgramHeader, ...]
         ProgramHeader(elfcore.PT_LOAD, text.phys, text.bytes, text.virt),
         *(ProgramHeader(elfcore.PT_LOAD, r.start, r.size, offset + r.start) for r in ram),
     )
-
-
-@dataclass(frozen=True)
-class Layout:
-    """Where everything lies in the reservation, and what the crash kernel is told."""
-
-    segments: tuple[Segment, ...]
-    memory_map: tuple[MapEntry, ...]
-    program_headers: tuple[ProgramHeader, ...]
-    cmdline_phys: int
-    setup_data_phys: int
-    control_pages: int
-    required_bytes: int
-
-    def segment(self, name: str) -> Segment:
-        return next(s for s in self.segments if s.name == name)
 
 
 def main_reservation(facts: Facts) -> Optional[Range]:

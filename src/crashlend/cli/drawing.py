@@ -38,9 +38,7 @@ def memory_layers(ram: Ranges, lent: Ranges, reservation: Ranges) -> list[Layer]
     ]
 
 
-def draw_memory(
-    layers: Sequence[Layer], *, unicode: bool, max_lines: int = MAX_LINES
-) -> list[str]:
+def draw_memory(layers: Sequence[Layer], *, unicode: bool, max_lines: int = MAX_LINES) -> list[str]:
     """Draw the layers over the addresses they span; lines without any memory are left out."""
     everything = Ranges()
     for layer in layers:

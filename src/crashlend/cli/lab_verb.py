@@ -4,12 +4,13 @@
 from __future__ import annotations
 
 import argparse
+import platform
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from crashlend.cli.output import GREEN, RED, print_json, print_rows, progress, styled
-from crashlend.errors import EXIT_DONE, EXIT_FAILED
+from crashlend.errors import EXIT_DONE, EXIT_FAILED, CrashlendError
 from crashlend.sizes import mib, parse_size
 
 if TYPE_CHECKING:
@@ -82,8 +83,17 @@ def _size(text: str) -> int:
 
 
 def run(args: argparse.Namespace) -> int:
+    if sys.version_info < (3, 11):  # the core runs on 3.9, the lab is for workstations
+        raise CrashlendError(
+            "the lab needs Python 3.11",
+            f"this is {platform.python_version()}",
+            hint="all other verbs work with this one",
+        )
     if args.what == "kernels":
         return _kernels(args)
+    from crashlend.lab.qemu import find_qemu
+
+    find_qemu()  # before anything is fetched
     if args.what == "demo":
         from crashlend.cli.demo import run_demo
 

@@ -10,7 +10,7 @@ from crashlend.cli.output import BOLD, can_show, print_json, print_rows, styled
 from crashlend.cli.plan_verb import cost_rows
 from crashlend.jsonable import to_json
 from crashlend.sizes import mib
-from crashlend.tour import LOW, NAMES, Stop, make_stop
+from crashlend.tour import NAMES, Stop, make_stop
 
 if TYPE_CHECKING:
     import argparse
@@ -18,7 +18,12 @@ if TYPE_CHECKING:
 # a 64 GiB host must not fill a screen of its own
 DRAWING_LINES = 6
 # of the plan's rows those that carry the idea
-SHOWN = ("taken from production", "shared until the crash", "the crash kernel has")
+SHOWN = (
+    "taken from production",
+    "needed in the reservation",
+    "shared until the crash",
+    "the crash kernel has",
+)
 INTRO = """\
 When Linux panics, a second kernel, the crash kernel, boots in memory that was kept for it and saves
 a dump. That memory is usually lost to production for good, and too small. Two words on the boot
@@ -76,26 +81,30 @@ def stop_json(stop: Stop) -> dict[str, object]:
 def _show(stop: Stop) -> None:
     facts, plan = stop.facts, stop.plan
     print(styled(f"{stop.name}: {stop.title}, Linux {facts.release}", BOLD))
-    rows = [("memory", _memory(stop)), ("asked for", _request(stop)), ("who lends", _lender(stop))]
-    rows += [row for row in cost_rows(plan) if row[0] in SHOWN]
-    rows.append(("the dump's core header", _core_header(stop)))
-    print_rows(rows)
+    print_rows(
+        [
+            *_memory(stop),
+            ("asked for", _request(stop)),
+            ("who lends", _lender(stop)),
+            *(row for row in cost_rows(plan) if row[0] in SHOWN),
+            *_core_header(stop),
+        ]
+    )
     layers = memory_layers(stop.ram, plan.lent, plan.reservation)
-    for line in draw_memory(layers, unicode=can_show("█"), max_lines=DRAWING_LINES):
-        print(line)
+    print("\n".join(draw_memory(layers, unicode=can_show("█"), max_lines=DRAWING_LINES)))
 
 
-def _memory(stop: Stop) -> str:
-    pieces = stop.ram - LOW
-    text = f"{mib(stop.ram.size)}, {_count(len(stop.facts.crash_notes), 'CPU')}"
+def _memory(stop: Stop) -> list[tuple[str, str]]:
+    machine = f"{mib(stop.ram.size)}, {_count(len(stop.facts.crash_notes), 'CPU')}"
     if stop.nodes > 1:
-        text += f", {stop.nodes} NUMA nodes"
-    largest = max(piece.size for piece in pieces)
+        machine += f", {stop.nodes} NUMA nodes"
+    rows = [("memory", machine)]
+    largest = max(piece.size for piece in stop.ram)
     wanted = stop.request.size_bytes + stop.request.cma_bytes
-    text += f"; the largest stretch without a hole has {mib(largest)}"
     if largest < wanted:
-        text += f",\n{mib(wanted)} could not be kept in one"
-    return text
+        why = f"in pieces of at most {mib(largest)}"
+        rows.append(("", f"{why}: crashkernel={wanted >> 20}M would fail"))
+    return rows
 
 
 def _request(stop: Stop) -> str:
@@ -109,17 +118,20 @@ def _lender(stop: Stop) -> str:
         return f"this kernel knows ,cma: it made {_count(count, 'range')}, which crashlend uses"
     blocks = stop.plan.lent.size // (stop.facts.block_bytes or 1)
     return (
-        f"this kernel ignores ,cma; crashlend makes {_count(blocks, 'memory block')} of "
+        f"this kernel ignores ,cma: crashlend makes {_count(blocks, 'block')} of "
         f"{mib(stop.facts.block_bytes or 0)} movable"
     )
 
 
-def _core_header(stop: Stop) -> str:
+def _core_header(stop: Stop) -> list[tuple[str, str]]:
     header = stop.core_header
-    return (
-        f"{_count(header.pt_loads, 'PT_LOAD')} with {mib(header.covered.size)} of RAM; "
-        f"{mib(header.left_out.size)} left out: reservation, lent memory, first MiB"
-    )
+    return [
+        (
+            "the dump's core header",
+            f"{_count(header.pt_loads, 'PT_LOAD')}: production's {mib(header.covered.size)};",
+        ),
+        ("", f"left out {mib(header.left_out.size)}: reservation, lent memory, first MiB"),
+    ]
 
 
 def _count(number: int, what: str) -> str:

@@ -46,6 +46,8 @@ def run_checks(spec: Spec, report: Report, plan: dict[str, Any], saved: Saved) -
 def _checks(spec: Spec, report: Report, plan: dict[str, Any], saved: Saved) -> Iterator[Check]:
     yield _commands(report)
     lent = Ranges(tuple(r) for r in plan.get("lent", []))
+    yield from _given_back(report)
+    yield from _on_cpu(spec, saved)
     yield Check(
         "crash kernel came up",
         bool(report.find("crash_kernel")),
@@ -74,15 +76,48 @@ def _checks(spec: Spec, report: Report, plan: dict[str, Any], saved: Saved) -> I
 
 def _commands(report: Report) -> Check:
     commands = [e for e in report.events if e.get("event") == "command"]
-    bad = [c for c in commands if c["exit"] != 0]
+    bad = [c for c in commands if c["exit"] != c["expected"]]
     if bad:
-        return Check("crashlend did as asked", False, bad[0]["stderr"].strip()[-300:])
+        words = bad[0]["stderr"].strip()[-300:]
+        detail = f"exit {bad[0]['exit']}, not {bad[0]['expected']}: {words}"
+        return Check("crashlend did as asked", False, detail)
     if not commands:
         return Check("crashlend did as asked", False, "the guest never got that far")
     return Check(
         "crashlend did as asked",
         True,
-        ", ".join(f"{c['argv'][0]} in {c['seconds']} s" for c in commands),
+        ", ".join(
+            f"{c['argv'][0]} in {c['seconds']} s"
+            + (f" (exit {c['exit']}, as it must)" if c["exit"] else "")
+            for c in commands
+        ),
+    )
+
+
+def _given_back(report: Report) -> Iterator[Check]:
+    """After ``unload`` production has every block as before, and all of its memory."""
+    before = report.find("booted")
+    for event in report.events:
+        if event.get("event") == "command" and event["argv"][0] == "unload":
+            same = event["blocks"].get("Movable", 0) == before["blocks"].get("Movable", 0)
+            whole = "offline" not in event["blocks"] and event["mem_total"] >= before["mem_total"]
+            yield Check(
+                "unload gave all memory back",
+                same and whole,
+                f"blocks {event['blocks']}, before {before['blocks']}; "
+                f"MemTotal {mib(event['mem_total'])}, before {mib(before['mem_total'])}",
+            )
+
+
+def _on_cpu(spec: Spec, saved: Saved) -> Iterator[Check]:
+    """The CPU that was told to crash is the one that did, as its own backtrace says."""
+    if not spec.crash.startswith("sysrq-cpu"):
+        return
+    cpu = spec.crash[len("sysrq-cpu") :]
+    yield Check(
+        f"CPU {cpu} panicked",
+        bool(re.search(rf"CPU: {cpu} (UID: \d+ )?PID:", saved.dmesg)),
+        next((line for line in saved.dmesg.splitlines() if " PID: " in line), "no backtrace")[-90:],
     )
 
 

@@ -60,7 +60,7 @@ class Machine:
             most = (self.memory_bytes + sum(self.dimms)) >> 20
             memory += f",slots={len(self.dimms)},maxmem={most + 1024}M"
         argv = [
-            _qemu(),
+            find_qemu(),
             *("-machine", "pc", "-accel", self.accel, "-cpu", self.cpu_model),
             *("-m", memory, "-smp", str(self.cpus)),
             *("-display", "none", "-vga", "none", "-nodefaults", "-no-user-config", "-no-reboot"),
@@ -210,7 +210,8 @@ def _die_with_parent() -> None:
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-def _qemu() -> str:
+def find_qemu() -> str:
+    """QEMU's path; CrashlendError with the package's name when it is not installed."""
     found = shutil.which(QEMU)
     if not found:
         raise CrashlendError(
@@ -240,7 +241,7 @@ def choose_accel(wish: str, kernel: Path, directory: Path) -> str:
 def _kvm_prints(kernel: Path, directory: Path) -> bool:
     console = directory / "kvm-probe.log"
     argv: Sequence[str] = [
-        _qemu(),
+        find_qemu(),
         *("-machine", "pc", "-accel", "kvm", "-cpu", "host", "-m", "256", "-nodefaults"),
         *("-display", "none", "-no-reboot", "-kernel", str(kernel)),
         *("-append", "console=ttyS0 earlyprintk=ttyS0 panic=-1", "-serial", f"file:{console}"),

@@ -28,6 +28,8 @@ from crashlend.lab.qemu import CPU_MODEL, Machine, Report, choose_accel, run_mac
 from crashlend.sizes import format_size
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from crashlend.lab.kernels import Kernel
 
 Say = Callable[[str], None]
@@ -42,6 +44,14 @@ STAGES = {
     "scanned": "/proc/vmcore is examined",
 }
 DISK_FREE_BYTES = 700 << 20
+
+
+@dataclass(frozen=True)
+class Command:
+    """One crashlend command in the guest and the exit code that it must have."""
+
+    words: tuple[str, ...]
+    exit: int = 0
 
 
 @dataclass(frozen=True)
@@ -71,7 +81,7 @@ class Spec:
     cpu_model: str = CPU_MODEL
     poison: bool = True
     build_in_guest: bool = False
-    commands: tuple[tuple[str, ...], ...] = ()
+    commands: tuple[Command, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -148,8 +158,8 @@ class Outcome:
 
 
 def load_answer(report: Report) -> dict[str, Any]:
-    """What ``crashlend load --json`` printed in the guest; empty when it failed."""
-    for event in report.events:
+    """What the last ``crashlend load --json`` printed in the guest; empty when it failed."""
+    for event in reversed(report.events):
         if event.get("event") == "command" and event["argv"][0] == "load":
             answer = event.get("answer")
             if isinstance(answer, dict):
@@ -243,7 +253,10 @@ def make_lab_disk(spec: Spec, directory: Path, say: Say) -> Path:
         (tree / "job.json").write_text(
             json.dumps(
                 {
-                    "commands": [list(words) for words in spec.commands] or [load_words(spec)],
+                    "commands": [
+                        {"argv": complete_words(spec, command.words), "exit": command.exit}
+                        for command in spec.commands or (Command(("load",)),)
+                    ],
                     "crash": spec.crash,
                     "poison": spec.poison,
                 }
@@ -253,18 +266,20 @@ def make_lab_disk(spec: Spec, directory: Path, say: Say) -> Path:
     return disk
 
 
-def load_words(spec: Spec) -> list[str]:
-    """The ``crashlend load`` of this trial."""
-    words = ["load", "--json", "--path", "/lab/crash", "--hooks", "/lab/hooks"]
-    words += ["--dump-level", str(spec.dump_level), "--dma-wait", f"{spec.dma_wait:g}"]
-    words += ["--lender", spec.lender, "--syscall", spec.syscall]
+def complete_words(spec: Spec, words: Sequence[str]) -> list[str]:
+    """One crashlend command of this trial; a load gets what the lab and the spec demand."""
+    if words[0] not in ("load", "reload"):
+        return [*words, *(["--json"] if words[0] in ("status", "unload") else [])]
+    out = [words[0], "--json", "--path", "/lab/crash", "--hooks", "/lab/hooks"]
+    out += ["--dump-level", str(spec.dump_level), "--dma-wait", f"{spec.dma_wait:g}"]
+    out += ["--lender", spec.lender, "--syscall", spec.syscall]
     if not spec.build_in_guest:
-        words += ["--initramfs", "/lab/initramfs"]
+        out += ["--initramfs", "/lab/initramfs"]
     if spec.lend_bytes is not None:
-        words += ["--lend", format_size(spec.lend_bytes)]
+        out += ["--lend", format_size(spec.lend_bytes)]
     if spec.allow_missing_user_data:
-        words += ["--allow-missing-user-data", "yes"]
-    return words
+        out += ["--allow-missing-user-data", "yes"]
+    return [*out, *words[1:]]
 
 
 @dataclass(frozen=True)

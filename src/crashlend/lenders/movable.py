@@ -44,7 +44,9 @@ def offer_movable(facts: Facts, asked_bytes: int, lendable: Ranges, share_percen
             "/sys/devices/system/memory has no memory blocks",
             hint="a kernel with CONFIG_MEMORY_HOTPLUG and CONFIG_MEMORY_HOTREMOVE is needed",
         )
-    ours = [b for b in facts.blocks if b.index in facts.lent_blocks and _is_movable(b)]
+    mine = [b for b in facts.blocks if b.index in facts.lent_blocks and _is_movable(b)]
+    # what was clean when it was lent may not be so any more: then it goes back
+    ours = [b for b in mine if not _spoiled(facts, b, block_bytes, lendable)]
     needed = -(-asked_bytes // block_bytes)
     # of more blocks than are asked for now, the upper ones stay: they are the likelier neighbours
     surplus, held = ours[: max(0, len(ours) - needed)], ours[max(0, len(ours) - needed) :]
@@ -67,6 +69,9 @@ def offer_movable(facts: Facts, asked_bytes: int, lendable: Ranges, share_percen
     for block in facts.blocks:
         if block in ours:
             continue
+        if block in mine:
+            passed_over.append(PassedOver(block.index, "it must not be lent any more"))
+            continue
         reason = _why_not(facts, block, block_bytes, lendable)
         if reason:
             passed_over.append(PassedOver(block.index, reason))
@@ -84,7 +89,7 @@ def offer_movable(facts: Facts, asked_bytes: int, lendable: Ranges, share_percen
         foreseen=held_ranges | _ranges((b.index for b in candidates[:wanted]), block_bytes),
         candidates=tuple(b.index for b in candidates) if wanted else (),
         wanted=min(wanted, len(candidates)),
-        surplus=tuple(b.index for b in surplus),
+        surplus=tuple(b.index for b in mine if b in surplus or b not in ours),
         passed_over=tuple(passed_over),
         notes=tuple(notes),
     )
@@ -98,6 +103,14 @@ def _is_movable(block: MemoryBlock) -> bool:
     return block.state == "online" and block.zones[:1] == ("Movable",)
 
 
+def _spoiled(facts: Facts, block: MemoryBlock, block_bytes: int, lendable: Ranges) -> bool:
+    """Whether a block that is lent must not be: poison, kernel data, or a driver's memory now."""
+    census = next((c for c in facts.block_census if c.index == block.index), None)
+    if census is not None and census.unmovable + census.poisoned > 0:
+        return True
+    return bool(facts.iomem) and not lendable.covers(_ranges([block.index], block_bytes))
+
+
 def _why_not(facts: Facts, block: MemoryBlock, block_bytes: int, lendable: Ranges) -> Optional[str]:
     """Why this block is not even tried; None when it is."""
     census = next((c for c in facts.block_census if c.index == block.index), None)
@@ -107,7 +120,7 @@ def _why_not(facts: Facts, block: MemoryBlock, block_bytes: int, lendable: Range
         (_is_movable(block), "it is movable already, by somebody else"),
         (not set(block.zones) & set(KERNEL_ZONES), "it lies in several zones or in ZONE_DMA"),
         (
-            bool(lendable) and not lendable.covers(whole),
+            bool(facts.iomem) and not lendable.covers(whole),
             "it holds the reservation, the kernel, a hole, or memory of a driver",
         ),
         (census is not None and census.poisoned > 0, "it has poisoned pages"),

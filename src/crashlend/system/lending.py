@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Callable
 from crashlend.errors import CrashlendError
 from crashlend.sizes import MIB, mib
 from crashlend.system.memory_blocks import PAGE, BlockBusyError, MemoryBlocks
-from crashlend.system.state import LENT, RETURNING, TAKING, State
+from crashlend.system.state import LENT, RETURNING, SPOILED, TAKING, State
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -121,15 +121,20 @@ def give_back(
     kept: list[Refused] = []
     for index in indexes:
         try:
-            if blocks.census(index).poisoned:
+            census = blocks.census(index)
+            if census.poisoned:
                 raise BlockBusyError(POISONED)
+            if census.huge:
+                raise BlockBusyError("it has huge pages, which would be dissolved")
             state.set_block(index, RETURNING)
             try:
                 blocks.offline(index, deadline_seconds)
             except BlockBusyError:
-                state.set_block(index, LENT)
+                _keep_movable(blocks, state, index)
                 raise
             _bring_home(blocks, state, index)
+            if index in state.blocks:
+                raise BlockBusyError("it goes online as movable only")
             say(f"memory block {index} is ordinary memory again ({blocks.zone(index)})")
         except BlockBusyError as error:
             kept.append(Refused(index, str(error)))
@@ -138,26 +143,33 @@ def give_back(
 
 
 def recover(blocks: MemoryBlocks, state: State, *, say: Say) -> None:
-    """Put right what an interrupted run left: blocks between two states."""
+    """Put right what an interrupted run left: blocks between two states.
+
+    Also looks again at the pages of what is lent: poison and balloons come later, too.
+    """
+    failure = None
+    for index in list(state.blocks):
+        now = blocks.state(index)
+        if now in ("", "online"):
+            continue
+        try:
+            _bring_home(blocks, state, index)
+            say(f"memory block {index} was left {now} by an interrupted run; it is online again")
+        except CrashlendError as error:
+            failure = error  # the others first
     for index, block in list(state.blocks.items()):
         now = blocks.state(index)
-        if block["step"] == LENT and now == "online":
-            if blocks.zone(index) != "Movable":
-                say(f"memory block {index} is no longer movable: somebody else changed it")
-                state.drop_block(index)
-            continue
         if not now:
             say(f"memory block {index} is gone: it was taken out of the machine")
             state.drop_block(index)
+        elif now == "online" and blocks.zone(index) != "Movable":
+            if block["step"] in (LENT, SPOILED):
+                say(f"memory block {index} is no longer movable: somebody else changed it")
+            state.drop_block(index)
         elif now == "online":
-            # interrupted right before or right after the change of zone
-            if blocks.zone(index) == "Movable":
-                state.set_block(index, LENT)
-            else:
-                state.drop_block(index)
-        else:
-            _bring_home(blocks, state, index)
-            say(f"memory block {index} was left {now} by an interrupted run; it is online again")
+            _keep_movable(blocks, state, index)
+    if failure is not None:
+        raise failure
 
 
 def _bring_home(blocks: MemoryBlocks, state: State, index: int) -> None:
@@ -167,7 +179,10 @@ def _bring_home(blocks: MemoryBlocks, state: State, index: int) -> None:
             blocks.online(index, how)
         except BlockBusyError:
             continue
-        state.drop_block(index)
+        if blocks.zone(index) == "Movable":
+            _keep_movable(blocks, state, index)
+        else:
+            state.drop_block(index)
         return
     raise CrashlendError(
         f"memory block {index} does not come back online",
@@ -182,9 +197,15 @@ def _bring_home_movable(blocks: MemoryBlocks, state: State, index: int) -> None:
     try:
         blocks.offline(index, 10)
     except BlockBusyError:
-        state.set_block(index, LENT)
+        _keep_movable(blocks, state, index)
         return
     _bring_home(blocks, state, index)
+
+
+def _keep_movable(blocks: MemoryBlocks, state: State, index: int) -> None:
+    """Keep account of a movable block: it is lent only while its pages may be."""
+    census = blocks.census(index)
+    state.set_block(index, SPOILED if census.unmovable or census.poisoned else LENT)
 
 
 def _managed(blocks: MemoryBlocks) -> int:

@@ -81,11 +81,13 @@ def load(
             # which blocks are best takes a look at every page; only now is that worth its time
             facts = read_facts(TreeFiles(Path("/")), census=True)
             plan = make_plan(facts, settings, files.payload)
-        taken, refused = _lend(facts, plan.offer, settings, state, say)
-        if taken:
-            facts = read_facts(TreeFiles(Path("/")))
-        lent_at = clock()
+        before = set(state.blocks)
+        maybe_in_use = False
         try:
+            taken, refused = _lend(facts, plan.offer, settings, state, say)
+            if taken:
+                facts = read_facts(TreeFiles(Path("/")))
+            lent_at = clock()
             plan = make_plan(facts, settings, files.payload, held_only=True)
             if plan.lent.size < min(settings.lend_min, plan.offer.asked_bytes):
                 raise CrashlendError(
@@ -96,10 +98,15 @@ def load(
             fingerprint = _fingerprint(plan, files)
             already = not again and _is_loaded(state, fingerprint)
             if not already:
+                maybe_in_use = True
                 _load_image(plan, facts, files, settings, state, fingerprint)
         except BaseException:
-            # nothing loaded uses these blocks; those of earlier runs are left alone
-            _give_back(facts, taken, settings, state, say)
+            # what was lent just now goes back, unless an image that uses it may be loaded;
+            # blocks of earlier runs are left alone
+            if not (maybe_in_use and kexec.crash_loaded()):
+                lending.recover(_blocks(facts), state, say=say)
+                new = sorted(set(state.blocks) - before)
+                _give_back(facts, new, settings, state, say)
             raise
         _give_back(facts, plan.offer.surplus, settings, state, say)
         return Loaded(plan, already, lent_at - begin, clock() - lent_at, tuple(refused))

@@ -137,7 +137,7 @@ def _deadline(seconds: float) -> Iterator[None]:
         raise CrashlendError("cannot set a deadline", "not in the main thread")
     previous = signal.signal(signal.SIGALRM, fire)
     try:
-        signal.setitimer(signal.ITIMER_REAL, seconds)
+        signal.setitimer(signal.ITIMER_REAL, max(seconds, 0.001))  # 0 would mean: never
         yield
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)

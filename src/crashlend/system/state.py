@@ -3,7 +3,8 @@
 
 /run/crashlend/state.json: {"schema": 1, "blocks": {INDEX: {"step", "zone", "node"}},
 "loaded": {...} or null}. A block's step is "taking" from before it goes offline until it is
-known to be movable, "lent" then, and "returning" from before it goes offline for its way back.
+known to be movable, "lent" then, and "returning" from before it goes offline for its way back;
+"spoiled" is movable by our doing, but holds pages that must not be lent and can't be emptied now.
 /run is emptied by a reboot, exactly as what it describes is.
 """
 
@@ -22,7 +23,7 @@ from crashlend.facts import STATE_PATH
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-TAKING, LENT, RETURNING = "taking", "lent", "returning"
+TAKING, LENT, RETURNING, SPOILED = "taking", "lent", "returning", "spoiled"
 
 
 class State:
@@ -35,7 +36,10 @@ class State:
         try:
             value = json.loads(path.read_bytes())
             self.blocks = {int(k): dict(v) for k, v in value["blocks"].items()}
-            self.loaded = value["loaded"]
+            self.loaded = None if value["loaded"] is None else dict(value["loaded"])
+            for block in self.blocks.values():
+                if block["step"] not in (TAKING, LENT, RETURNING, SPOILED):
+                    raise ValueError(f"step {block['step']!r}")
         except FileNotFoundError:
             pass
         except (ValueError, KeyError, TypeError, AttributeError) as error:

@@ -36,6 +36,17 @@ def meminfo() -> dict[str, int]:
     return {line.split(":")[0]: int(line.split()[1]) * 1024 for line in lines}
 
 
+def block_states() -> dict[str, int]:
+    """How many memory blocks are in which state: offline, or online in which zone."""
+    counts: dict[str, int] = {}
+    for block in Path("/sys/devices/system/memory").glob("memory[0-9]*"):
+        state = (block / "state").read_text().strip()
+        if state == "online":
+            state = ((block / "valid_zones").read_text().split() or ["none"])[0]
+        counts[state] = counts.get(state, 0) + 1
+    return counts
+
+
 def run_crashlend(words: list[str]) -> dict[str, object]:
     """Run crashlend as a user would, with JSON as the answer."""
     began = time.monotonic()
@@ -55,6 +66,8 @@ def run_crashlend(words: list[str]) -> dict[str, object]:
         "stderr": done.stderr[-2000:],
         "answer": answer,
         "seconds": round(time.monotonic() - began, 3),
+        "blocks": block_states(),
+        "mem_total": meminfo()["MemTotal"],
     }
 
 
@@ -157,17 +170,21 @@ def main() -> None:
         python=sys.version.split()[0],
         mem_total=meminfo()["MemTotal"],
         cmdline=Path("/proc/cmdline").read_text().strip(),
+        blocks=block_states(),
     )
     lent: list[list[int]] = []
-    for words in job["commands"]:
+    for command in job["commands"]:
+        words = command["argv"]
         result = run_crashlend(words)
-        report("command", **result)
-        if result["exit"] != 0 and not job.get("go_on"):
+        report("command", expected=command["exit"], **result)
+        if result["exit"] != command["exit"]:
             report("failed", stage=words[0])
             return
         answer = result["answer"]
-        if words[0] == "load" and isinstance(answer, dict):
+        if words[0] in ("load", "reload") and isinstance(answer, dict):
             lent = answer["plan"]["lent"]
+        elif words[0] == "unload":
+            lent = []
     report("loaded", mem_total=meminfo()["MemTotal"])
     if job["crash"] == "none":
         return

@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+# `make help` lists what there is. Everything goes into .venv and build/, and lab guests into
+# ~/.cache/crashlend (CRASHLEND_LAB_CACHE); tools/setup.sh says what it installs.
+
+SHELL := /bin/sh
+BIN := .venv/bin
+PYTEST := $(BIN)/pytest -q
+RESULTS := build/trials
+JOBS ?= 2
+
+.PHONY: help demo test unit trials check trial bare purgatory docs clean
+
+help: ## this list
+	@awk -F':.*## ' '/^[a-z]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' Makefile
+
+demo: .venv/.lab ## crash a stock Debian kernel with and without lent memory, side by side
+	$(BIN)/crashlend lab demo
+
+test: unit trials ## unit tests, then at most a dozen crashes of real kernels (about 10 minutes)
+	$(PYTEST) -m claims
+
+unit: .venv/.dev ## the unit tests alone
+	$(PYTEST) -m "not trial and not claims" -n $(JOBS)
+
+trials: .venv/.dev
+	rm -rf $(RESULTS)
+	$(PYTEST) -m trial -n $(JOBS) --maxschedchunk=1 tests/test_trials.py
+
+trial: .venv/.dev ## every trial of the suite; results stay in build/trials
+	rm -rf $(RESULTS)
+	CRASHLEND_TRIALS=all $(PYTEST) -m trial -n $(JOBS) --maxschedchunk=1 tests/test_trials.py
+
+check: .venv/.dev ## linters and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	@if command -v shellcheck >/dev/null; then \
+	  shellcheck -s dash tools/*.sh .ci/run src/crashlend/capture/init.sh; fi
+
+bare: ## check and test in a minimal Debian 12 (debootstrap; needs root)
+	sh tools/bare.sh
+
+purgatory: ## assemble the code that runs between the two kernels
+	as --64 -o build/entry_x86_64.o src/crashlend/purgatory/entry_x86_64.S
+	objcopy -O binary -j .text build/entry_x86_64.o src/crashlend/purgatory/entry_x86_64.bin
+
+docs: .venv/.dev ## regenerate what the documents take from the code (docs/settings.md)
+	{ printf "\043 Settings\n\nKeys of the section [crashlend] in /etc/crashlend.conf, and flags of the same name.\n\n"; \
+	  $(BIN)/crashlend config --markdown; } > docs/settings.md
+
+clean: ## remove .venv and build/
+	rm -rf .venv build
+
+.venv/.lab: pyproject.toml tools/setup.sh
+	sh tools/setup.sh lab
+
+.venv/.dev: pyproject.toml tools/setup.sh
+	sh tools/setup.sh dev

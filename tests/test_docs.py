@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Documents say what the code says."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from crashlend import config
+from crashlend.cli.main import VERBS
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def test_settings_are_documented() -> None:
+    """docs/settings.md is what `make docs` writes."""
+    written = (ROOT / "docs/settings.md").read_text()
+    assert written.endswith(config.settings_markdown())
+
+
+def test_every_verb_is_in_the_changelog_or_the_readme() -> None:
+    """No verb is without a word for users."""
+    text = (ROOT / "README.md").read_text() + (ROOT / "CHANGELOG.md").read_text()
+    assert [verb for verb in VERBS if not re.search(rf"\b{verb}\b", text)] == []
+
+
+def tracked() -> list[Path]:
+    """The files of the repository; skips where there is no git."""
+    done = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=False)
+    if done.returncode != 0:
+        pytest.skip("not a git checkout")
+    return [ROOT / name for name in done.stdout.decode().split("\0") if name]
+
+
+def test_every_source_file_names_its_licence() -> None:
+    """Each source file carries its SPDX line near the top."""
+    bare = [
+        str(path.relative_to(ROOT))
+        for path in tracked()
+        if path.suffix in (".py", ".sh", ".S", ".toml") and path.is_file()
+        if "SPDX-License-Identifier: LGPL-2.1-or-later" not in path.read_text()[:400]
+    ]
+    assert bare == []
+
+
+def test_links_between_documents_lead_somewhere() -> None:
+    """Relative links in Markdown files exist."""
+    broken = []
+    for path in tracked():
+        if path.suffix == ".md" and path.is_file():
+            for target in re.findall(r"\]\(([^)#:]+)\)", path.read_text()):
+                if not (path.parent / target).exists():
+                    broken.append(f"{path.name}: {target}")
+    assert broken == []

@@ -1,0 +1,28 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Crashes of real kernels in QEMU: the quick ones of the suite, or all (CRASHLEND_TRIALS=all)."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from crashlend.lab.suite import SUITE, run_named
+
+RESULTS = Path(os.environ.get("CRASHLEND_RESULTS", "build/trials"))
+CHOSEN = [t.name for t in SUITE if t.quick or os.environ.get("CRASHLEND_TRIALS") == "all"]
+
+
+@pytest.mark.trial
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("name", CHOSEN)
+def test_trial(name: str) -> None:
+    """The trial comes out as the suite says; its result is kept as a file."""
+    verdict = run_named(name, results=RESULTS, keep=None)
+    assert verdict.passed, f"{name}: {verdict.why}"
+
+
+def test_suite_fits_the_budget() -> None:
+    """At most a dozen trials run with the tests."""
+    assert sum(t.quick for t in SUITE) <= 12
