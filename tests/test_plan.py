@@ -43,7 +43,7 @@ from crashlend.ranges import Ranges
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from crashlend.arch.x86_64 import Layout
+    from crashlend.arch import Layout
 
 HOST = facts()
 PAYLOAD = payload()

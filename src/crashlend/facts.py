@@ -42,6 +42,7 @@ MEMINFO = (
     "HardwareCorrupted",
     "Unaccepted",
 )
+LOG_CUT = "the beginning of the kernel's log is gone: memory encryption would not be noticed"
 HIDDEN = "the kernel hides addresses from unprivileged readers"
 
 
@@ -170,10 +171,12 @@ class _Reader:
         """``parse(file)``; what is not there or makes no sense is noted and ``empty``."""
         data = self.raw(path, optional=optional)
         if not data:
+            if not optional:
+                self.missing.setdefault(path, "it is empty")
             return empty
         try:
             return parse(data)
-        except (CrashlendError, ValueError) as error:
+        except (CrashlendError, ValueError, RecursionError) as error:
             self.missing[path] = str(error)
             return empty
 
@@ -189,7 +192,7 @@ def read_facts(files: HostFiles, *, census: bool = False) -> Facts:
     if procfs.addresses_hidden(iomem):
         reader.missing["/proc/iomem"] = HIDDEN
         iomem = ()
-    block_bytes = _hex(reader, "/sys/devices/system/memory/block_size_bytes")
+    block_bytes = _block_bytes(reader)
     meminfo: dict[str, int] = reader.parsed("/proc/meminfo", procfs.parse_meminfo, {})
     core = _kcore_headers(reader)
     release = reader.text("/proc/sys/kernel/osrelease")
@@ -248,15 +251,16 @@ def _arch(reader: _Reader) -> str:
 
 
 def _hex(reader: _Reader, path: str) -> Optional[int]:
-    return reader.parsed(path, lambda data: int(data, 16), None)
+    return reader.parsed(path, lambda data: procfs.parse_hex(data, path), None)
 
 
 def _decimal(reader: _Reader, path: str) -> Optional[int]:
-    return reader.parsed(path, int, None)
+    return reader.parsed(path, lambda data: procfs.parse_decimal(data, path), None)
 
 
 def _flag(reader: _Reader, path: str) -> Optional[bool]:
-    return reader.parsed(path, lambda data: bool(int(data)), None)
+    number = _decimal(reader, path)
+    return None if number is None else bool(number)
 
 
 def _cpu_flags(reader: _Reader) -> tuple[str, ...]:
@@ -273,6 +277,15 @@ def _firmware_map(reader: _Reader) -> tuple[FirmwareRange, ...]:
         if start is not None and end is not None and end >= start:
             out.append(FirmwareRange(start, end + 1, reader.text(f"{base}/{name}/type")))
     return tuple(sorted(out, key=lambda r: (r.start, r.end)))
+
+
+def _block_bytes(reader: _Reader) -> Optional[int]:
+    path = "/sys/devices/system/memory/block_size_bytes"
+    size = _hex(reader, path)
+    if size is not None and (size < PAGE or size & (size - 1)):
+        reader.missing[path] = f"{size:#x} is no size of a memory block"
+        return None
+    return size
 
 
 def _memory_blocks(reader: _Reader) -> tuple[MemoryBlock, ...]:
@@ -332,10 +345,12 @@ def _crash_notes(reader: _Reader) -> tuple[CrashNote, ...]:
         match = re.fullmatch(r"cpu(\d+)", name)
         if not match:
             continue
-        phys = reader.parsed(f"{base}/{name}/crash_notes", lambda data: int(data, 16), None)
-        size = reader.parsed(f"{base}/{name}/crash_notes_size", int, None)
+        phys = _hex(reader, f"{base}/{name}/crash_notes")
+        size = _decimal(reader, f"{base}/{name}/crash_notes_size")
         if phys and size:
             out.append(CrashNote(int(match.group(1)), phys, size))
+        elif phys == 0 or size == 0:
+            reader.missing[f"{base}/{name}/crash_notes"] = "it is zero"
     return tuple(sorted(out, key=lambda note: note.cpu))
 
 
@@ -343,6 +358,7 @@ def _kcore_headers(reader: _Reader) -> list[elfcore.ProgramHeader]:
     # the headers alone: what follows them in this file is the kernel's memory
     start = reader.raw("/proc/kcore", limit=elfcore.EHDR.size)
     if not start:
+        reader.missing.setdefault("/proc/kcore", "it is empty")
         return []
     try:
         data = reader.raw("/proc/kcore", limit=elfcore.headers_end(start))
@@ -437,6 +453,8 @@ def _refusals(
             Refusal("movable", "Hyper-V's balloon driver keeps boot memory that goes online again")
         )
     log = reader.raw("/dev/kmsg", optional=True)
+    if log and b"Linux version" not in log:
+        reader.missing["/dev/kmsg"] = LOG_CUT
     active = re.search(rb"Memory Encryption Features active:([^\n]*)", log)
     if active:
         features = active.group(1).decode("ascii", "replace").strip()
@@ -446,6 +464,10 @@ def _refusals(
         (
             any(map(reader.files.exists, ("/sys/devices/platform/sev-guest", "/dev/sev-guest"))),
             "this is an AMD SEV guest",
+        ),
+        (
+            re.search(rb"(^|\s)mem_encrypt=on(\s|$)", reader.raw("/proc/cmdline")) is not None,
+            "mem_encrypt=on is on the command line",
         ),
         (bool(meminfo.get("Unaccepted")), "there is unaccepted memory, which faults when touched"),
     )

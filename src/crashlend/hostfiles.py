@@ -5,8 +5,10 @@ from __future__ import annotations
 
 import io
 import json
+import lzma
 import os
 import tarfile
+import zlib
 from pathlib import Path
 from typing import Protocol
 
@@ -19,6 +21,8 @@ MANIFEST = "crashlend-snapshot.json"
 CENSUS = "/proc/crashlend-census.json"
 # No file read here is larger; a truncated one is said to be so by its parser.
 MAX_BYTES = 64 * 1024 * 1024
+# What tarfile and the decompressors below it raise for damaged archives.
+DAMAGED = (tarfile.TarError, zlib.error, lzma.LZMAError, EOFError, OSError, ValueError)
 
 
 class HostFiles(Protocol):
@@ -103,7 +107,7 @@ class ArchiveFiles:
                         parent, _, leaf = path.rpartition("/")
                         self.dirs.setdefault(parent or "/", set()).add(leaf)
                         path = parent or "/"
-        except (tarfile.TarError, EOFError, OSError, ValueError) as error:
+        except DAMAGED as error:
             raise CrashlendError(
                 f"cannot read snapshot {name}",
                 str(error) or type(error).__name__,
@@ -139,12 +143,29 @@ def _unreadable(manifest: bytes) -> dict[str, str]:
 def open_host(root: Path) -> HostFiles:
     """Open ``root``: a directory, or a snapshot archive as ``crashlend snapshot`` writes it."""
     if root.is_dir():
+        if not (root / "proc").is_dir():
+            raise _no_snapshot(root, "it has no directory proc")
         return TreeFiles(root)
     try:
-        return ArchiveFiles(root.read_bytes(), str(root))
+        with root.open("rb") as stream:
+            data = stream.read(MAX_BYTES + 1)
+        if len(data) > MAX_BYTES:
+            raise _no_snapshot(root, "it is too large for one")
+        archive = ArchiveFiles(data, str(root))
+        if not archive.exists("/proc"):
+            raise _no_snapshot(root, "it has no directory proc")
+        return archive
     except OSError as error:
         raise CrashlendError(
             f"cannot read {root}",
             error.strerror or str(error),
             hint="--root takes a directory or a snapshot file",
         ) from error
+
+
+def _no_snapshot(root: Path, why: str) -> CrashlendError:
+    return CrashlendError(
+        f"{root} is no snapshot",
+        why,
+        hint="--root takes what `crashlend snapshot FILE` writes, packed or unpacked",
+    )

@@ -8,13 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from crashlend.errors import CrashlendError
+from crashlend.errors import CrashlendError, FormatError
 from crashlend.formats.bzimage import BzImage
 from crashlend.plan import Payload
 
 if TYPE_CHECKING:
     from crashlend.config import Settings
 
+KERNEL_HINT = "--kernel takes a bzImage, such as /boot/vmlinuz-RELEASE"
+INITRAMFS_HINT = "without --initramfs crashlend builds one"
 KERNEL_PATHS = ("boot/vmlinuz-{release}", "lib/modules/{release}/vmlinuz")
 # No kernel or initramfs is larger; a wrong path (/dev/zero) must not eat production's memory.
 MAX_BYTES = 512 * 1024 * 1024
@@ -52,25 +54,37 @@ def find_kernel(settings: Settings, release: str, root: Path = Path("/")) -> Pat
 
 def read_files(kernel_path: Path, initramfs_path: Path) -> Files:
     """Read both files and the image's header."""
-    kernel = _read(kernel_path, "the kernel image")
-    initramfs = _read(initramfs_path, "the initramfs")
+    kernel = _read(kernel_path, "the kernel image", KERNEL_HINT)
+    initramfs = _read(initramfs_path, "the initramfs", INITRAMFS_HINT)
+    try:
+        image = BzImage.parse(kernel)
+    except FormatError as error:
+        raise CrashlendError(
+            f"cannot use the kernel image {kernel_path}",
+            error.why,
+            hint=error.hint or KERNEL_HINT,
+        ) from error
     return Files(
         kernel_path,
         kernel,
         initramfs_path,
         initramfs,
-        Payload(BzImage.parse(kernel), len(initramfs)),
+        Payload(image, len(initramfs)),
     )
 
 
-def _read(path: Path, what: str) -> bytes:
+def _read(path: Path, what: str, hint: str) -> bytes:
     try:
         with path.open("rb") as stream:
             data = stream.read(MAX_BYTES + 1)
     except OSError as error:
-        raise CrashlendError(f"cannot read {what} {path}", error.strerror or str(error)) from error
+        raise CrashlendError(
+            f"cannot read {what} {path}", error.strerror or str(error), hint=hint
+        ) from error
     if not data or len(data) > MAX_BYTES:
         raise CrashlendError(
-            f"cannot use {what} {path}", "it is empty" if not data else "it is over 512 MiB"
+            f"cannot use {what} {path}",
+            "it is empty" if not data else "it is over 512 MiB",
+            hint=hint,
         )
     return data

@@ -125,7 +125,7 @@ def make_plan(
         dma_wait_reason=wait_reason,
         costs=Costs(taken, lent.size),
         load_variables=variables,
-        notes=offer.notes,
+        notes=(*offer.notes, *_doubts(facts, lent)),
     )
     if not facts.iomem:
         why = facts.missing.get("/proc/iomem", "it is empty")
@@ -227,6 +227,11 @@ def _syscall(facts: Facts, settings: Settings, lender: str) -> str:
             hint="look for it in /etc/sysctl.d; it must be set after crashlend has loaded",
         )
     return choice
+
+
+def _doubts(facts: Facts, lent: Ranges) -> tuple[str, ...]:
+    """What lending rests on and could not be looked at."""
+    return (facts.missing["/dev/kmsg"],) if lent and "/dev/kmsg" in facts.missing else ()
 
 
 def _dma_wait(facts: Facts, settings: Settings, lending: bool) -> tuple[float, str]:

@@ -23,7 +23,12 @@ if TYPE_CHECKING:
 KERNEL_LOG = "/dev/kmsg"
 PAGE_FLAGS = "/proc/kpageflags"
 # all that facts look for in the log; the rest of it is nobody's business elsewhere
-LOG_WORDS = (b"cma: Reserved", b"crashkernel CMA", b"Memory Encryption Features")
+LOG_WORDS = (
+    b"Linux version",  # its first line: without it the log counts as cut
+    b"cma: Reserved",
+    b"crashkernel CMA",
+    b"Memory Encryption Features",
+)
 
 
 class Recorder:

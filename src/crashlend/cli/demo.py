@@ -11,13 +11,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from crashlend.cli.output import BOLD, GREEN, RED, print_json, progress, styled
+from crashlend.cli.trials import announce, show_check
 from crashlend.errors import EXIT_DONE, EXIT_FAILED
 from crashlend.sizes import MIB, mib
 
 if TYPE_CHECKING:
     import argparse
 
-    from crashlend.lab.trial import Outcome, Spec
+    from crashlend.lab.spec import Spec
+    from crashlend.lab.trial import Outcome
 
 SEED = "crashkernel=1G,cma crashkernel={}M"
 # What distributions take from production on a host with this much RAM: (name, from MiB, taken
@@ -42,7 +44,7 @@ class Column:
 def columns(kernel: str) -> list[Column]:
     """The seed's 100M and the smaller reservation that tells the two apart, each both ways."""
     from crashlend.lab.kernels import fetch
-    from crashlend.lab.trial import Spec
+    from crashlend.lab.spec import Spec
 
     base = Spec(kernel=fetch(kernel, progress), timeout_seconds=200)
     out = []
@@ -59,7 +61,6 @@ def columns(kernel: str) -> list[Column]:
 
 def run_demo(args: argparse.Namespace) -> int:
     """Run the four trials two at a time, then print one table."""
-    from crashlend.cli.lab_verb import announce
     from crashlend.lab.captures import build_capture_for
     from crashlend.lab.trial import run_trial
 
@@ -145,7 +146,9 @@ def _show(trials: list[Column], outcomes: list[Outcome], seconds: float, held: b
     print()
     for column, outcome in zip(trials, outcomes):
         if column.lends:
-            _show_checks(column, outcome)
+            print(f"{column.title}:")
+            for check in outcome.checks:
+                show_check(check)
     lost = outcomes[-1]
     why = _last_words(lost)
     print(
@@ -162,13 +165,6 @@ def _show(trials: list[Column], outcomes: list[Outcome], seconds: float, held: b
     print(
         f"{word}; {seconds:.0f} s in all. (The wait for DMA was {wait:g} s here; 10 s by default.)"
     )
-
-
-def _show_checks(column: Column, outcome: Outcome) -> None:
-    print(f"{column.title}:")
-    for check in outcome.checks:
-        mark = styled("ok    ", GREEN) if check.ok else styled("FAILED", RED)
-        print(f"  {mark} {check.name}: {check.detail}")
 
 
 def _last_words(outcome: Outcome) -> str:

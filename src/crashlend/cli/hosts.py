@@ -71,4 +71,6 @@ def files_if_any(
     try:
         return files_getter(settings, say)(release), ""
     except CrashlendError as error:
+        if settings.kernel and settings.initramfs:
+            raise  # these and no others were asked for
         return None, f"{error} ({error.hint})" if error.hint else str(error)

@@ -7,14 +7,14 @@ import argparse
 import platform
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from crashlend.cli.output import GREEN, RED, print_json, print_rows, progress, styled
+from crashlend.cli.output import print_json, progress
 from crashlend.errors import EXIT_DONE, EXIT_FAILED, CrashlendError
-from crashlend.sizes import mib, parse_size
+from crashlend.sizes import parse_size
 
 if TYPE_CHECKING:
-    from crashlend.lab.trial import Outcome, Spec
+    from crashlend.lab.spec import Spec
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -83,7 +83,8 @@ def _size(text: str) -> int:
 
 
 def run(args: argparse.Namespace) -> int:
-    if sys.version_info < (3, 11):  # the core runs on 3.9, the lab is for workstations
+    # the core runs on 3.9, the lab is for workstations (a tuple: mypy would take it for certain)
+    if tuple(sys.version_info) < (3, 11):
         raise CrashlendError(
             "the lab needs Python 3.11",
             f"this is {platform.python_version()}",
@@ -98,6 +99,7 @@ def run(args: argparse.Namespace) -> int:
         from crashlend.cli.demo import run_demo
 
         return run_demo(args)
+    from crashlend.cli.trials import announce, show_outcome
     from crashlend.lab.trial import run_trial
 
     spec = trial_spec(args)
@@ -112,7 +114,7 @@ def run(args: argparse.Namespace) -> int:
 def trial_spec(args: argparse.Namespace) -> Spec:
     """The trial that the flags describe; fetches its kernel."""
     from crashlend.lab.kernels import fetch, from_files
-    from crashlend.lab.trial import Spec
+    from crashlend.lab.spec import Spec
 
     if "/" in args.kernel:
         modules = args.modules or Path(args.kernel).parent
@@ -135,36 +137,6 @@ def trial_spec(args: argparse.Namespace) -> Spec:
         timeout_seconds=args.timeout,
         dimms=tuple(args.dimm),
     )
-
-
-def announce(event: dict[str, Any], who: str = "") -> None:
-    """Say a stage of a trial as it happens."""
-    from crashlend.lab.trial import STAGES
-
-    words = STAGES.get(event.get("event", ""))
-    if words:
-        progress(f"{event['at']:6.1f} s  {who}{words}")
-
-
-def show_outcome(outcome: Outcome) -> None:
-    """The trial for people: what each side had, then every check."""
-    result = outcome.to_json()
-    crash = result["crash_kernel"]["mem_total_bytes"]
-    print_rows(
-        [
-            ("kernel", f"{result['kernel']}, {mib(result['memory_bytes'])}, {result['cpus']} CPU"),
-            ("taken from production", mib(result["reservation"]["before_bytes"] or 0)),
-            (
-                "shared until the crash",
-                f"{mib(result['lent']['bytes'] or 0)}, lender {result['lender']}",
-            ),
-            ("the crash kernel had", mib(crash) if crash else "unknown: it did not live to tell"),
-        ]
-    )
-    for check in outcome.checks:
-        mark = styled("ok    ", GREEN) if check.ok else styled("FAILED", RED)
-        print(f"{mark}  {check.name}: {check.detail}")
-    sys.stdout.flush()
 
 
 def _kernels(args: argparse.Namespace) -> int:

@@ -32,19 +32,19 @@ def styled(text: str, style: str, stream: TextIO | None = None) -> str:
 
 def complain(who: str, message: str, hint: str) -> None:
     """One line of error and, where there is something to do, one of advice."""
-    print(f"{who}: {_printable(message)}", file=sys.stderr)
+    print(f"{who}: {printable(message)}", file=sys.stderr)
     if hint:
-        print(f"hint: {_printable(hint)}", file=sys.stderr)
+        print(f"hint: {printable(hint)}", file=sys.stderr)
 
 
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
     """Whatever bytes a file name or a command line held, as one line that a terminal can show."""
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def progress(message: str) -> None:
     """One line of progress on stderr; stdout is for the answer alone."""
-    print(styled(f"  {_printable(message)}", DIM, sys.stderr), file=sys.stderr, flush=True)
+    print(styled(f"  {printable(message)}", DIM, sys.stderr), file=sys.stderr, flush=True)
 
 
 def print_json(value: object) -> None:
@@ -56,7 +56,7 @@ def print_rows(rows: Sequence[tuple[str, str]]) -> None:
     """A table of two columns."""
     width = max((len(left) for left, _ in rows), default=0)
     for left, right in rows:
-        print(f"{left:<{width}}  {_printable(right)}")
+        print(f"{left:<{width}}  {printable(right)}")
 
 
 def can_show(character: str) -> bool:

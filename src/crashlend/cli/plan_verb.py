@@ -12,7 +12,7 @@ from crashlend.arch import for_machine
 from crashlend.cli.drawing import draw_memory, memory_layers
 from crashlend.cli.hosts import CAPTURE, LENDING, PAYLOAD, facts_from, files_if_any, settings_from
 from crashlend.cli.main import add_root
-from crashlend.cli.output import can_show, print_json, print_rows, progress
+from crashlend.cli.output import can_show, print_json, print_rows, printable, progress
 from crashlend.plan import make_plan
 from crashlend.ranges import Ranges
 from crashlend.sizes import mib
@@ -122,10 +122,10 @@ def _show_details(plan: Plan) -> None:
             print(f"  {h.phys:#014x} - {h.end:#014x}  {kind} at {h.virt:#x}")
     if plan.cmdline is not None:
         print("\nthe crash kernel's command line")
-        print(f"  {plan.cmdline.line.encode('utf-8', 'backslashreplace').decode()}")
+        print(f"  {printable(plan.cmdline.line)}")
         for word, reason in plan.cmdline.dropped:
-            print(f"  dropped {word!r}: {reason}")
+            print(f"  dropped {printable(repr(word))}: {reason}")
         for word, reason in plan.cmdline.added:
-            print(f"  added {word!r}: {reason}")
+            print(f"  added {printable(repr(word))}: {reason}")
     for passed in plan.offer.passed_over:
         print(f"memory block {passed.index} is passed over: {passed.reason}")

@@ -28,12 +28,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     facts = facts_from(args)
+    state: dict[str, Any]
     try:
-        state: dict[str, Any] = json.loads(open_host(args.root).read(STATE_PATH))
+        state = _well_formed(json.loads(open_host(args.root).read(STATE_PATH)))
         readable = True
     except FileNotFoundError:
         state, readable = {}, True
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         state, readable = {}, False
     record = state.get("loaded") or {}
     problems = find_problems(facts, state)
@@ -68,6 +69,18 @@ def run(args: argparse.Namespace) -> int:
     if facts.crash_loaded is None:
         return EXIT_UNKNOWN
     return EXIT_DONE if facts.crash_loaded else EXIT_NOT_LOADED
+
+
+def _well_formed(value: Any) -> dict[str, Any]:
+    """The state file's content; ValueError for what crashlend cannot have written."""
+    if not isinstance(value, dict):
+        raise ValueError("no object")
+    blocks, loaded = value.get("blocks") or {}, value.get("loaded") or {}
+    if not isinstance(blocks, dict) or not isinstance(loaded, dict):
+        raise ValueError("no objects in it")
+    if not all(key.isdecimal() and isinstance(block, dict) for key, block in blocks.items()):
+        raise ValueError("no blocks in it")
+    return value
 
 
 def find_problems(facts: Facts, state: dict[str, Any]) -> list[str]:

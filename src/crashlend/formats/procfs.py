@@ -134,11 +134,28 @@ def parse_dmesg_cma(data: bytes) -> tuple[tuple[int, int], ...]:
 def parse_address_size(data: bytes, what: str) -> tuple[int, int]:
     """Read ``/sys/kernel/vmcoreinfo``: a physical address and a size, both hexadecimal."""
     words = data.split()
-    try:
-        address, size = (int(word, 16) for word in words)
-    except ValueError as error:
-        raise FormatError(what, "not ADDRESS SIZE") from error
+    if len(words) != 2:
+        raise FormatError(what, "not ADDRESS SIZE")
+    address, size = parse_hex(words[0], what), parse_hex(words[1], what)
+    if not address or not size:
+        raise FormatError(what, "it is zero")
     return address, size
+
+
+def parse_hex(data: bytes, what: str) -> int:
+    """Read one hexadecimal number of at most 64 bits, with or without ``0x``."""
+    match = re.fullmatch(rb"\s*(?:0x)?([0-9a-fA-F]{1,16})\s*", data)
+    if not match:
+        raise FormatError(what, f"{data[:40]!r} is not a hexadecimal number")
+    return int(match.group(1), 16)
+
+
+def parse_decimal(data: bytes, what: str) -> int:
+    """Read one decimal number that is not negative."""
+    match = re.fullmatch(rb"\s*([0-9]{1,20})\s*", data)
+    if not match:
+        raise FormatError(what, f"{data[:40]!r} is not a number")
+    return int(match.group(1))
 
 
 def parse_fadt_pm_timer(data: bytes) -> Optional[int]:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from crashlend.lab.qemu import Report
-    from crashlend.lab.trial import Saved, Spec
+    from crashlend.lab.spec import Saved, Spec
 
 PAGE = 4096
 MIB = 1 << 20

@@ -135,8 +135,8 @@ def run_machine(
                 report.timed_out = not _read_events(connection, report, begin, deadline, on_event)
         finally:
             report.seconds = round(time.monotonic() - begin, 3)
-            _end(process, grace_seconds=0 if report.timed_out else 10)
-    if process.returncode not in (0, -signal.SIGKILL, -signal.SIGTERM):
+            ended = _end(process, grace_seconds=0 if report.timed_out else 10)
+    if not ended and process.returncode != 0:
         raise _lost(directory, f"QEMU ended with {process.returncode}")
     return report
 
@@ -186,12 +186,15 @@ def _read_events(
                     on_event(event)
 
 
-def _end(process: subprocess.Popen[bytes], grace_seconds: float) -> None:
+def _end(process: subprocess.Popen[bytes], grace_seconds: float) -> bool:
+    """Wait for QEMU, then end it; whether it had to be ended."""
     try:
         process.wait(grace_seconds)
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
+        return True
+    return False
 
 
 def _lost(directory: Path, why: str) -> LostVmError:

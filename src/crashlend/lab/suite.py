@@ -16,15 +16,17 @@ from crashlend.errors import EXIT_NOT_LOADED, EXIT_REFUSED, UsageError
 from crashlend.lab.kernels import fetch
 from crashlend.lab.packages import Say, silent
 from crashlend.lab.qemu import LostVmError
-from crashlend.lab.trial import Command, Outcome, Spec, run_trial
+from crashlend.lab.spec import Command, Spec
+from crashlend.lab.trial import Outcome, run_trial
 from crashlend.sizes import GIB, MIB
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
 SEED = "crashkernel=1G,cma crashkernel=100M"
-# 16 MiB out of every 448: the largest free stretch is 432 MiB
-HOLES = " ".join(f"memmap=16M${448 * MIB * n:#x}" for n in range(1, 7))
+# 16 MiB out of every 448: the largest free stretch is 432 MiB. KASLR does not mind all of these words
+# and may put the kernel over a hole.
+HOLES = "nokaslr " + " ".join(f"memmap=16M${448 * MIB * n:#x}" for n in range(1, 7))
 LOST, REFUSED = "lost", "refused"
 
 

@@ -24,13 +24,13 @@ from crashlend.lab.captures import build_capture, lay_out_hooks
 from crashlend.lab.checks import Check, run_checks
 from crashlend.lab.guest import build_boot_initramfs, build_root, pack_ext4
 from crashlend.lab.packages import find_tool, silent
-from crashlend.lab.qemu import CPU_MODEL, Machine, Report, choose_accel, run_machine
+from crashlend.lab.qemu import Machine, Report, choose_accel, run_machine
+from crashlend.lab.spec import Command, Saved, Spec
 from crashlend.sizes import format_size
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from crashlend.lab.kernels import Kernel
 
 Say = Callable[[str], None]
 # How people see the stages of a trial.
@@ -44,44 +44,6 @@ STAGES = {
     "scanned": "/proc/vmcore is examined",
 }
 DISK_FREE_BYTES = 700 << 20
-
-
-@dataclass(frozen=True)
-class Command:
-    """One crashlend command in the guest and the exit code that it must have."""
-
-    words: tuple[str, ...]
-    exit: int = 0
-
-
-@dataclass(frozen=True)
-class Spec:
-    """What to crash and how. Sizes in bytes, times in seconds.
-
-    ``cmdline`` are production's own words (``crashkernel=…``); ``lender`` and ``lend_bytes``
-    override what crashlend would do by itself. ``build_in_guest``: the guest's own Python builds the
-    capture initramfs from what it finds, as on a host (slow under TCG). ``crash`` is sysrq, sysrq-cpuN, or none (only load
-    and report).
-    """
-
-    kernel: Kernel
-    memory_bytes: int = 4 << 30
-    cpus: int = 1
-    cmdline: str = "crashkernel=1G,cma crashkernel=100M"
-    lender: str = "auto"
-    lend_bytes: int | None = None
-    syscall: str = "auto"
-    crash: str = "sysrq"
-    dump_level: int = 31
-    allow_missing_user_data: bool = False
-    dma_wait: float = 1.0
-    accel: str = "tcg"
-    timeout_seconds: float = 300.0
-    dimms: tuple[int, ...] = ()
-    cpu_model: str = CPU_MODEL
-    poison: bool = True
-    build_in_guest: bool = False
-    commands: tuple[Command, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -280,15 +242,6 @@ def complete_words(spec: Spec, words: Sequence[str]) -> list[str]:
     if spec.allow_missing_user_data:
         out += ["--allow-missing-user-data", "yes"]
     return [*out, *words[1:]]
-
-
-@dataclass(frozen=True)
-class Saved:
-    """What the capture left on the disk, copied out of the image."""
-
-    capture: dict[str, Any]
-    dmesg: str
-    vmcore: Path | None
 
 
 def read_saved(disk: Path, directory: Path) -> Saved:

@@ -42,7 +42,7 @@ class State:
                     raise ValueError(f"step {block['step']!r}")
         except FileNotFoundError:
             pass
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise CrashlendError(
                 f"cannot read {path}",
                 f"it is damaged ({error})",

@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""What a trial is told, and what it leaves behind. Plain data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from crashlend.lab.qemu import CPU_MODEL
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from crashlend.lab.kernels import Kernel
+
+
+@dataclass(frozen=True)
+class Command:
+    """One crashlend command in the guest and the exit code that it must have."""
+
+    words: tuple[str, ...]
+    exit: int = 0
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What to crash and how. Sizes in bytes, times in seconds.
+
+    ``cmdline`` are production's own words (``crashkernel=…``); ``lender`` and ``lend_bytes``
+    override what crashlend would do by itself. ``build_in_guest``: the guest's own Python builds the
+    capture initramfs from what it finds, as on a host (slow under TCG). ``crash`` is sysrq, sysrq-cpuN, or none (only load
+    and report).
+    """
+
+    kernel: Kernel
+    memory_bytes: int = 4 << 30
+    cpus: int = 1
+    cmdline: str = "crashkernel=1G,cma crashkernel=100M"
+    lender: str = "auto"
+    lend_bytes: int | None = None
+    syscall: str = "auto"
+    crash: str = "sysrq"
+    dump_level: int = 31
+    allow_missing_user_data: bool = False
+    dma_wait: float = 1.0
+    accel: str = "tcg"
+    timeout_seconds: float = 300.0
+    dimms: tuple[int, ...] = ()
+    cpu_model: str = CPU_MODEL
+    poison: bool = True
+    build_in_guest: bool = False
+    commands: tuple[Command, ...] = ()
+
+
+@dataclass(frozen=True)
+class Saved:
+    """What the capture left on the disk, copied out of the image."""
+
+    capture: dict[str, Any]
+    dmesg: str
+    vmcore: Path | None
