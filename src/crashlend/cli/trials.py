@@ -7,7 +7,6 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from crashlend.cli.output import GREEN, RED, print_rows, progress, styled
-from crashlend.lab.trial import STAGES
 from crashlend.sizes import mib
 
 if TYPE_CHECKING:
@@ -17,6 +16,8 @@ if TYPE_CHECKING:
 
 def announce(event: dict[str, Any], who: str = "") -> None:
     """Say a stage of a trial as it happens."""
+    from crashlend.lab.trial import STAGES  # the core must import without the lab
+
     words = STAGES.get(event.get("event", ""))
     if words:
         progress(f"{event['at']:6.1f} s  {who}{words}")
