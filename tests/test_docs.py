@@ -55,3 +55,10 @@ def test_links_between_documents_lead_somewhere() -> None:
                 if not (path.parent / target).exists():
                     broken.append(f"{path.name}: {target}")
     assert broken == []
+
+
+def test_the_readme_shows_a_real_demo() -> None:
+    """The README's output is docs/demo.txt, which `crashlend lab demo` printed."""
+    demo = (ROOT / "docs/demo.txt").read_text().rstrip("\n")
+    indented = "\n".join(f"    {line}".rstrip() for line in demo.splitlines())
+    assert indented in (ROOT / "README.md").read_text()
