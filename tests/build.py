@@ -235,7 +235,10 @@ def host(
         "/proc/kcore": kcore(ram, page_offset),
         "/dev/kmsg": kmsg(*log),
         "/sys/kernel/vmcoreinfo": b"0000000102344000 1000\n",
-        "/sys/kernel/boot_params/data": bytes(range(256)) * 16,
+        # byte 0x70 on: the firmware named no ACPI root pointer here
+        "/sys/kernel/boot_params/data": bytes(0x78)
+        + bytes(range(0x78, 256))
+        + bytes(range(256)) * 15,
         "/sys/kernel/kexec_crash_size": b"%d\n" % sum(e - s for s, e in reservations),
         "/sys/kernel/security/lockdown": b" ".join(
             b"[%s]" % word if word.decode() == lockdown else word

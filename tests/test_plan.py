@@ -221,15 +221,15 @@ def test_unfit_blocks_are_passed_over_with_the_reason(
     """Poison, huge pages, state, zone, reservation and holes each bar a block."""
     some = facts(**kind)
     assert words in passed_over(some, index)
-    assert index not in plan_of(some).offer.candidates
+    assert index not in [c.block for c in plan_of(some).offer.candidates]
 
 
 def test_clean_blocks_are_tried_first() -> None:
     """Blocks with pages that can't move come last; among equals the upper ones come first."""
     some = facts(census={39: [(SLAB, 900)], 38: [(SLAB, 3)]})
-    candidates = plan_of(some, lend=BLOCK).offer.candidates
+    candidates = [c.block for c in plan_of(some, lend=BLOCK).offer.candidates]
     assert candidates[0] == 37
-    assert candidates[-2:] == (38, 39)
+    assert candidates[-2:] == [38, 39]
 
 
 def test_poison_that_no_census_shows_stops_all_lending() -> None:
@@ -251,10 +251,24 @@ def test_lend_share_bounds_what_becomes_movable() -> None:
 
 
 def test_every_node_keeps_a_block_for_its_kernel() -> None:
-    """A node's last block of a kernel zone is never a candidate (hazard 7)."""
-    some = facts(nodes={39: 1, 38: 1})
-    candidates = plan_of(some).offer.candidates
-    assert len({38, 39} & set(candidates)) == 1
+    """A node of two blocks lends one of them at most (hazard 7)."""
+    some = replace(facts(nodes={39: 1, 38: 1}), zones=())
+    room = dict(plan_of(some, lend_share=100).offer.room)
+    assert room[1] == 1
+
+
+def test_the_share_holds_on_every_node() -> None:
+    """A node of which half is movable already lends no more, whatever the other one has."""
+    node1 = [b.index for b in HOST.blocks if b.index >= 32]
+    some = facts(nodes=dict.fromkeys(node1, 1))
+    pages = BLOCK // 4096 * len(node1)
+    zones = (
+        Zone(0, "Normal", 0, 1 << 20, 1 << 20, 1 << 20, 0),
+        Zone(1, "Normal", 0, pages // 2, pages // 2, pages // 2, 0),
+        Zone(1, "Movable", 0, pages // 2, pages // 2, pages // 2, 0),
+    )
+    offer = plan_of(replace(some, zones=zones)).offer
+    assert {c.node for c in offer.candidates} == {0}
 
 
 def test_no_movable_memory_is_a_plan_without_lending() -> None:

@@ -161,15 +161,6 @@ def test_vmcoreinfo_s_address_is_never_zero() -> None:
             procfs.parse_address_size(bad, "x")
 
 
-def test_cpu_lists_are_read_as_the_kernel_prints_them() -> None:
-    """``0-3,5`` and nothing else; impossible ranges are refused, not filled."""
-    assert procfs.parse_range_list(b"0-3,5\n", "x") == (0, 1, 2, 3, 5)
-    assert procfs.parse_range_list(b"\n", "x") == ()
-    for bad in (b"3-0", b"a", b"0-99999999999"):
-        with pytest.raises(FormatError):
-            procfs.parse_range_list(bad, "x")
-
-
 PARSERS: list[Callable[[bytes], Any]] = [
     procfs.parse_iomem,
     procfs.parse_zoneinfo,
@@ -178,7 +169,6 @@ PARSERS: list[Callable[[bytes], Any]] = [
     procfs.parse_dmesg_cma,
     procfs.parse_fadt_pm_timer,
     lambda data: procfs.parse_address_size(data, "x"),
-    lambda data: procfs.parse_range_list(data, "x"),
 ]
 SAMPLES = [IOMEM, zoneinfo([(0, "DMA", 1, 9)]), b"MemTotal: 1 kB\n", facp(), b"1-2\n", b"1 2"]
 

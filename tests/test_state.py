@@ -30,9 +30,9 @@ def test_every_change_is_on_disk(tmp_path: Path) -> None:
     state = State(path)
     assert (state.blocks, state.loaded) == ({}, None)
     state.set_block(39, TAKING, "Normal")
-    assert State(path).blocks == {39: {"step": TAKING, "zone": "Normal", "node": 0}}
+    assert State(path).blocks == {39: {"step": TAKING, "zone": "Normal"}}
     state.set_block(39, LENT)
-    assert State(path).blocks[39] == {"step": LENT, "zone": "Normal", "node": 0}
+    assert State(path).blocks[39] == {"step": LENT, "zone": "Normal"}
     state.set_loaded({"step": "loaded", "fingerprint": "x"})
     assert State(path).loaded == {"step": "loaded", "fingerprint": "x"}
     state.drop_block(39)
@@ -137,7 +137,7 @@ def test_mutated_state_is_read_or_refused(
     """Any damage to a real file is read or refused with CrashlendError."""
     path = tmp_path_factory.getbasetemp() / "mutated-state.json"
     text = (
-        b'{"schema": 1, "blocks": {"39": {"step": "lent", "zone": "N", "node": 0}}, "loaded": null}'
+        b'{"schema": 1, "blocks": {"39": {"step": "lent", "zone": "N"}}, "loaded": null}'
     )
     changed = bytearray(text)
     for _ in range(data.draw(st.integers(1, 3))):

@@ -80,13 +80,20 @@ class Whole:
 
 @dataclass(frozen=True)
 class Seconds:
-    """A number of seconds, fractions allowed."""
+    """A number of seconds between two bounds, fractions allowed."""
 
+    least: float
+    most: float
     metavar = "SECONDS"
-    allowed = "a number of seconds such as 10 or 0.5"
+
+    @property
+    def allowed(self) -> str:
+        return f"a number of seconds from {self.least:g} to {self.most:g}"
 
     def parse(self, text: str) -> Value:
         if not re.fullmatch(r"[0-9]{1,6}(\.[0-9]{1,6})?", text):
+            raise ValueError(text)
+        if not self.least <= float(text) <= self.most:
             raise ValueError(text)
         return float(text)
 
@@ -197,7 +204,7 @@ class Settings:
         50, Whole(0, 100), "how much of RAM may become movable for lending, in percent"
     )
     block_deadline: float = _setting(
-        10.0, Seconds(), "how long the offlining of one memory block may take"
+        10.0, Seconds(0.1, 600), "how long the offlining of one memory block may take"
     )
     kernel: str = _setting(
         "", AbsolutePath(), "the crash kernel's image", unset="/boot/vmlinuz-RELEASE"
@@ -211,7 +218,7 @@ class Settings:
     )
     path: str = _setting("/var/crash", AbsolutePath(), "the directory for dumps on the target")
     dma_wait: float = _setting(
-        10.0, Seconds(), "how long to wait for in-flight DMA before lent memory is written"
+        10.0, Seconds(0, 600), "how long to wait for in-flight DMA before lent memory is written"
     )
     allow_missing_user_data: bool = _setting(
         False, Bool(), "allow dump levels that want user data although lent memory has lost it"

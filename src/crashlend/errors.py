@@ -4,7 +4,6 @@
     CrashlendError            exit 1
     ├── UsageError            exit 2: the words of the call are off
     ├── RefusedError          exit 11: possible, but policy forbids it
-    ├── RebootNeededError     exit 10: done as far as it goes; a reboot is needed
     └── FormatError           exit 1: bytes that are not what they should be, with offset
 
 Only ``cli.main`` prints these and exits.
@@ -49,12 +48,6 @@ class RefusedError(CrashlendError):
     exit_code = EXIT_REFUSED
 
 
-class RebootNeededError(CrashlendError):
-    """What was asked for takes a reboot."""
-
-    exit_code = EXIT_REBOOT_NEEDED
-
-
 class FormatError(CrashlendError):
     """Bytes that are not what their format demands; ``offset`` is where (None: the whole)."""
 
@@ -62,3 +55,7 @@ class FormatError(CrashlendError):
         where = "" if offset is None else f" at offset {offset:#x}"
         super().__init__(what, f"{why}{where}", hint=hint)
         self.offset = offset
+
+
+class Terminated(BaseException):  # like KeyboardInterrupt: an event, not an error
+    """SIGTERM or SIGHUP arrived; ``args[0]`` is the signal's number."""

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Callable, Optional, TypeVar, Union
 
 from crashlend.errors import CrashlendError
-from crashlend.formats import elfcore, procfs
+from crashlend.formats import bootparams, elfcore, procfs
 from crashlend.formats.cmdline import from_proc
 from crashlend.formats.procfs import Resource, Zone
 from crashlend.hostfiles import CENSUS
@@ -43,6 +43,7 @@ MEMINFO = (
     "Unaccepted",
 )
 LOG_CUT = "the beginning of the kernel's log is gone: memory encryption would not be noticed"
+NO_RSDP = "it names no ACPI 2.0 root pointer: the crash kernel would run without ACPI"
 HIDDEN = "the kernel hides addresses from unprivileged readers"
 
 
@@ -395,7 +396,17 @@ def _rsdp(reader: _Reader) -> Optional[int]:
     match = re.search(
         r"^ACPI20=(0x[0-9a-f]+)$", reader.text("/sys/firmware/efi/systab", optional=True), re.M
     )
-    return int(match.group(1), 16) if match else None
+    if match:
+        return int(match.group(1), 16)
+    # what our own loader was told, where production itself was started by kexec
+    page = reader.raw("/sys/kernel/boot_params/data", optional=True)
+    if len(page) >= bootparams.SIZE:
+        told = bootparams.FIELDS.read(page, "acpi_rsdp_addr")
+        if told:
+            return told
+    if reader.files.exists("/sys/firmware/efi"):
+        reader.missing["/sys/firmware/efi/systab"] = NO_RSDP
+    return None
 
 
 def _cma_ranges(

@@ -30,7 +30,6 @@ class HostFiles(Protocol):
 
     def read(self, path: str, limit: int = MAX_BYTES, offset: int = 0) -> bytes: ...
     def names(self, path: str) -> list[str]: ...
-    def target(self, path: str) -> str: ...
     def exists(self, path: str) -> bool: ...
 
 
@@ -76,13 +75,6 @@ class TreeFiles:
         except OSError:
             return []
 
-    def target(self, path: str) -> str:
-        """The last component of what a symbolic link points at; "" when there is none."""
-        try:
-            return os.path.basename(os.readlink(self.root / path.lstrip("/")))
-        except OSError:
-            return ""
-
     def exists(self, path: str) -> bool:
         return path in self.unreadable or (self.root / path.lstrip("/")).exists()
 
@@ -92,7 +84,6 @@ class ArchiveFiles:
 
     def __init__(self, data: bytes, name: str) -> None:
         self.files: dict[str, bytes] = {}
-        self.links: dict[str, str] = {}
         self.dirs: dict[str, set[str]] = {}
         try:
             with tarfile.open(fileobj=io.BytesIO(data)) as archive:
@@ -101,8 +92,6 @@ class ArchiveFiles:
                     if member.isfile():
                         stream = archive.extractfile(member)
                         self.files[path] = stream.read(MAX_BYTES) if stream else b""
-                    elif member.issym():
-                        self.links[path] = os.path.basename(member.linkname)
                     while path != "/":
                         parent, _, leaf = path.rpartition("/")
                         self.dirs.setdefault(parent or "/", set()).add(leaf)
@@ -124,9 +113,6 @@ class ArchiveFiles:
 
     def names(self, path: str) -> list[str]:
         return sorted(self.dirs.get(path.rstrip("/") or "/", ()))
-
-    def target(self, path: str) -> str:
-        return self.links.get(path, "")
 
     def exists(self, path: str) -> bool:
         return path in self.files or path in self.dirs or path in self.unreadable

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 # makedumpfile's levels that leave out page cache, private page cache and user data
 USER_DATA_LEVELS = 2 | 4 | 8
 # `elfcorehdr=0x` and the longest address: its length must be known before its value
+STALL_SECONDS, STALL_SECONDS_PER_TIB = 300, 120
 CORE_HEADER_WORD = "elfcorehdr={:#x}"
 
 
@@ -107,7 +108,7 @@ def make_plan(
             hint="use a level with 2, 4 and 8 set (31), --lend 0, or --allow-missing-user-data",
         )
     wait, wait_reason = _dma_wait(facts, settings, bool(lent))
-    variables = _load_variables(offer.lender, lent, level, allow)
+    variables = _load_variables(facts, offer.lender, lent, level, allow)
     reservation = arch.reservations(facts)
     taken = reservation.size or facts.crash_size_bytes or 0
     plan = Plan(
@@ -230,8 +231,9 @@ def _syscall(facts: Facts, settings: Settings, lender: str) -> str:
 
 
 def _doubts(facts: Facts, lent: Ranges) -> tuple[str, ...]:
-    """What lending rests on and could not be looked at."""
-    return (facts.missing["/dev/kmsg"],) if lent and "/dev/kmsg" in facts.missing else ()
+    """What the plan rests on and could not be looked at."""
+    paths = ("/dev/kmsg",) * bool(lent) + ("/sys/firmware/efi/systab",)
+    return tuple(f"{path}: {facts.missing[path]}" for path in paths if path in facts.missing)
 
 
 def _dma_wait(facts: Facts, settings: Settings, lending: bool) -> tuple[float, str]:
@@ -244,9 +246,18 @@ def _dma_wait(facts: Facts, settings: Settings, lending: bool) -> tuple[float, s
     return settings.dma_wait, "DMA into lent memory must have ended (setting dma_wait)"
 
 
-def _load_variables(lender: str, lent: Ranges, level: int, allow: bool) -> dict[str, str]:
-    """What the capture is told about this load, as shell variables; ranges are half-open."""
+def _load_variables(
+    facts: Facts, lender: str, lent: Ranges, level: int, allow: bool
+) -> dict[str, str]:
+    """What the capture is told about this load, as shell variables; ranges are half-open.
+
+    makedumpfile looks at all of production's memory before it writes much: the more there is, the
+    longer a capture may seem to stand still before it is given up.
+    """
+    stall = STALL_SECONDS + STALL_SECONDS_PER_TIB * (facts.meminfo.get("MemTotal", 0) >> 40)
     return {
+        "STALL_TIMEOUT": str(stall),
+        "TOTAL_TIMEOUT": str(2 * stall),
         "LENDER": lender,
         "LENT_BYTES": str(lent.size),
         "LENT_RANGES": ",".join(f"{r.start}-{r.end}" for r in lent),

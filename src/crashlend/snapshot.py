@@ -56,9 +56,6 @@ class Recorder:
         self.directories.update(f"{path}/{name}" for name in names)
         return names
 
-    def target(self, path: str) -> str:
-        return self.files.target(path)
-
     def exists(self, path: str) -> bool:
         found = self.files.exists(path)
         if found:

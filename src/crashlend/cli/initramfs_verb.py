@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING
 from crashlend import config
 from crashlend.capture.initramfs import build_initramfs
 from crashlend.cli.hosts import CAPTURE, capture_spec, settings_from
-from crashlend.cli.output import print_json
+from crashlend.cli.output import print_json, write_file
 from crashlend.sizes import mib
-from crashlend.system.state import write_atomically
 
 if TYPE_CHECKING:
     import argparse
@@ -31,7 +30,7 @@ def run(args: argparse.Namespace) -> int:
     root = Path("/")
     built = build_initramfs(root, capture_spec(settings_from(args), args.release, root))
     if args.output:
-        write_atomically(args.output, built.data)
+        write_file(args.output, built.data)
     if args.json:
         print_json(
             {

@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING
 from crashlend import config
 from crashlend.cli.hosts import CAPTURE, LENDING, PAYLOAD, files_getter, settings_from
 from crashlend.cli.output import print_json, print_rows, progress
-from crashlend.cli.plan_verb import cost_rows
+from crashlend.cli.plan_verb import cost_rows, show_plan
 from crashlend.facts import read_facts
 from crashlend.hostfiles import open_host
-from crashlend.plan import make_plan
 from crashlend.system import loading
 
 if TYPE_CHECKING:
@@ -31,8 +30,8 @@ def run(args: argparse.Namespace, *, again: bool = False) -> int:
     get_files = files_getter(settings, progress)
     if args.dry_run:
         facts = read_facts(open_host(Path("/")), census=True)
-        plan = make_plan(facts, settings, get_files(facts.release).payload)
-        print_json(plan.to_json()) if args.json else print_rows(cost_rows(plan))
+        plan = loading.check(facts, settings, get_files(facts.release).payload)
+        print_json(plan.to_json()) if args.json else show_plan(plan, facts)
         return 0
     done = loading.load(settings, get_files, say=progress, clock=time.monotonic, again=again)
     if args.json:
@@ -51,6 +50,6 @@ def run(args: argparse.Namespace, *, again: bool = False) -> int:
     print_rows(cost_rows(done.plan))
     for note in done.plan.notes:
         print(f"note: {note}")
-    if done.plan.lent.size < done.plan.offer.asked_bytes:
+    if done.plan.lender != "none" and done.plan.lent.size < done.plan.offer.asked_bytes:
         print("note: less was lent than asked for; `crashlend plan --census -v` shows why")
     return 0

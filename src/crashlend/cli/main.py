@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from crashlend import __version__
 from crashlend.cli.output import complain
-from crashlend.errors import EXIT_FAILED, EXIT_USAGE, CrashlendError
+from crashlend.errors import EXIT_FAILED, EXIT_USAGE, CrashlendError, Terminated
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -86,13 +86,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         complain("crashlend", "interrupted", "")
         return 130
+    except Terminated as signal_number:
+        complain("crashlend", "ended by a signal", "what it had begun is put right")
+        return 128 + int(signal_number.args[0])
     except BrokenPipeError:
         # the reader went away (head, less): not our error, and nothing more can be said
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_FAILED
     except OSError as error:
         where = f" {error.filename}" if error.filename else ""
-        complain("crashlend", f"the system refused{where}: {error.strerror or error}", "")
+        hint = "run it as root" if isinstance(error, PermissionError) and os.geteuid() else ""
+        complain("crashlend", f"the system refused{where}: {error.strerror or error}", hint)
         return EXIT_FAILED
 
 

@@ -3,13 +3,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
 from typing import TYPE_CHECKING, TextIO
 
+from crashlend.system.state import write_atomically
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
 BOLD, DIM, RED, GREEN, YELLOW, BLUE, RESET = (
     "\033[1m",
@@ -43,13 +47,26 @@ def printable(text: str) -> str:
 
 
 def progress(message: str) -> None:
-    """One line of progress on stderr; stdout is for the answer alone."""
-    print(styled(f"  {printable(message)}", DIM, sys.stderr), file=sys.stderr, flush=True)
+    """One line of progress on stderr; stdout is for the answer alone.
+
+    Never raises: who listens must not decide what is done to memory.
+    """
+    with contextlib.suppress(OSError, ValueError):
+        print(styled(f"  {printable(message)}", DIM, sys.stderr), file=sys.stderr, flush=True)
 
 
 def print_json(value: object) -> None:
     """The answer for programs."""
     print(json.dumps(value, indent=2, ensure_ascii=True))
+
+
+def write_file(path: Path, data: bytes) -> None:
+    """Write an answer to a file the user named: atomically, but never in a device's place."""
+    if path.exists() and not path.is_file():
+        with path.open("wb") as stream:
+            stream.write(data)
+        return
+    write_atomically(path.resolve(), data)
 
 
 def print_rows(rows: Sequence[tuple[str, str]]) -> None:

@@ -6,9 +6,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from crashlend.cli.output import write_file
 from crashlend.hostfiles import open_host
 from crashlend.snapshot import take_snapshot
-from crashlend.system.state import write_atomically
 
 if TYPE_CHECKING:
     import argparse
@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     data, facts = take_snapshot(open_host(Path("/")), census=args.census)
-    write_atomically(args.file, data)
+    write_file(args.file, data)
     print(f"{args.file}: {len(data)} bytes, the facts of {facts.release}")
     for path, why in facts.missing.items():
         print(f"note: without {path}: {why}")

@@ -80,6 +80,13 @@ def _well_formed(value: Any) -> dict[str, Any]:
         raise ValueError("no objects in it")
     if not all(key.isdecimal() and isinstance(block, dict) for key, block in blocks.items()):
         raise ValueError("no blocks in it")
+    lent, size = loaded.get("lent", []), loaded.get("crash_kernel_bytes")
+    pairs = isinstance(lent, list) and all(
+        isinstance(pair, list) and len(pair) == 2 and all(isinstance(x, int) for x in pair)
+        for pair in lent
+    )
+    if not pairs or not (size is None or isinstance(size, int)):
+        raise ValueError("no load in it")
     return value
 
 

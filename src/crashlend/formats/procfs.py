@@ -172,20 +172,3 @@ def parse_fadt_pm_timer(data: bytes) -> Optional[int]:
             return address if space == 1 and 0 < address < 0x10000 else None
     port = struct.unpack_from("<I", data, 76)[0]
     return port if 0 < port < 0x10000 else None
-
-
-def parse_range_list(data: bytes, what: str) -> tuple[int, ...]:
-    """Read a list of numbers as the kernel prints CPU and node lists: ``0-3,5``."""
-    out: list[int] = []
-    for part in data.decode("ascii", "replace").strip().split(","):
-        if not part:
-            continue
-        match = re.fullmatch(r"(\d+)(?:-(\d+))?", part)
-        if not match:
-            raise FormatError(what, f"{part[:40]!r} is not a number or a range")
-        first = int(match.group(1))
-        last = int(match.group(2) or first)
-        if last < first or last - first > 1 << 20:
-            raise FormatError(what, f"{part[:40]!r} is not a possible range")
-        out.extend(range(first, last + 1))
-    return tuple(out)

@@ -7,10 +7,25 @@ Carrying the offer out is the business of ``system.lending``.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from crashlend.ranges import Ranges
 
 NOTHING = Ranges()
+
+
+class Candidate(NamedTuple):
+    """A memory block that may be lent, and its node."""
+
+    block: int
+    node: int
+
+
+class NodeRoom(NamedTuple):
+    """How many blocks of a node may still be lent."""
+
+    node: int
+    blocks: int
 
 
 @dataclass(frozen=True)
@@ -26,7 +41,8 @@ class Offer:
     """What a lender has for this host.
 
     ``held`` is lent already (by the kernel, or by an earlier run). ``candidates`` are the memory
-    blocks to try, best first, until ``wanted`` of them are lent; ``foreseen`` is what is lent when
+    blocks to try, best first, until ``wanted`` of them are lent, of each node at most its ``room``;
+    ``foreseen`` is what is lent when
     the first ones succeed. ``surplus`` are blocks of an earlier run that are not asked for any more.
     ``notes`` tell what limits the offer.
     """
@@ -35,8 +51,9 @@ class Offer:
     asked_bytes: int
     held: Ranges = NOTHING
     foreseen: Ranges = NOTHING
-    candidates: tuple[int, ...] = ()
+    candidates: tuple[Candidate, ...] = ()
     wanted: int = 0
+    room: tuple[NodeRoom, ...] = ()
     surplus: tuple[int, ...] = ()
     passed_over: tuple[PassedOver, ...] = ()
     notes: tuple[str, ...] = ()

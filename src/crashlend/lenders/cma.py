@@ -30,6 +30,12 @@ def offer_cma(facts: Facts, asked_bytes: int, lendable: Ranges) -> Offer:
             hint="dmesg says 'could not be activated'; drop kernelcore=/movablecore= or use "
             "--lender movable",
         )
+    if facts.meminfo.get("HardwareCorrupted", 0):
+        raise RefusedError(
+            "the kernel's crashkernel CMA ranges must not be lent",
+            "the kernel counts poisoned memory, which may lie in them",
+            hint="replace the memory; until then --lend 0",
+        )
     if facts.iomem and not lendable.covers(ranges):
         raise RefusedError(
             "the kernel's crashkernel CMA ranges must not be lent",

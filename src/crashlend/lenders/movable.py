@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Optional
 
 from crashlend.errors import RefusedError
-from crashlend.lenders import Offer, PassedOver
+from crashlend.lenders import Candidate, NodeRoom, Offer, PassedOver
 from crashlend.ranges import Ranges
 from crashlend.sizes import mib
 
@@ -77,18 +77,21 @@ def offer_movable(facts: Facts, asked_bytes: int, lendable: Ranges, share_percen
             passed_over.append(PassedOver(block.index, reason))
         else:
             good.append(block)
-    candidates = _spare_last_blocks(facts, sorted(good, key=lambda b: _rank(facts, b)))
+    room = _room(facts, share_percent)
+    candidates = sorted((b for b in good if room[b.node]), key=lambda b: _rank(facts, b))
     if _poison_at_large(facts):
         notes.append("the kernel counts poisoned memory that no block's census shows: none is lent")
         candidates = []
+    chosen = _first(candidates, wanted, room)
     held_ranges = _ranges((b.index for b in held), block_bytes)
     return Offer(
         "movable",
         asked_bytes,
         held=held_ranges,
-        foreseen=held_ranges | _ranges((b.index for b in candidates[:wanted]), block_bytes),
-        candidates=tuple(b.index for b in candidates) if wanted else (),
-        wanted=min(wanted, len(candidates)),
+        foreseen=held_ranges | _ranges((b.index for b in chosen), block_bytes),
+        candidates=tuple(Candidate(b.index, b.node) for b in candidates) if chosen else (),
+        wanted=len(chosen),
+        room=tuple(NodeRoom(node, most) for node, most in sorted(room.items())),
         surplus=tuple(b.index for b in mine if b in surplus or b not in ours),
         passed_over=tuple(passed_over),
         notes=tuple(notes),
@@ -140,18 +143,35 @@ def _rank(facts: Facts, block: MemoryBlock) -> tuple[int, int]:
     return (doubtful.bit_length(), -block.index)
 
 
-def _spare_last_blocks(facts: Facts, candidates: list[MemoryBlock]) -> list[MemoryBlock]:
-    """Leave every node at least one block of its kernel zones."""
+def _room(facts: Facts, share_percent: int) -> dict[int, int]:
+    """How many blocks more each node can lend: ``share_percent`` of it, and never its last one.
+
+    What the kernel can't allocate on one node it may not find on another that is as full.
+    """
+    block_pages = (facts.block_bytes or PAGE) // PAGE
     left = dict.fromkeys((b.node for b in facts.blocks), 0)
     for block in facts.blocks:
         if block.state == "online" and set(block.zones) & set(KERNEL_ZONES):
             left[block.node] += 1
-    kept = []
+    room = {}
+    for node in left:
+        zones = [z for z in facts.zones if z.node == node]
+        movable = sum(z.managed for z in zones if z.name == "Movable")
+        most = sum(z.managed for z in zones) * share_percent // 100 - movable
+        # without zones nothing is known but that one block must stay
+        room[node] = max(0, min(left[node] - 1, most // block_pages if zones else left[node]))
+    return room
+
+
+def _first(candidates: list[MemoryBlock], wanted: int, room: dict[int, int]) -> list[MemoryBlock]:
+    """The blocks that are lent when none of them refuses."""
+    room = dict(room)
+    chosen: list[MemoryBlock] = []
     for block in candidates:
-        if left[block.node] > 1:
-            left[block.node] -= 1
-            kept.append(block)
-    return kept
+        if len(chosen) < wanted and room[block.node] > 0:
+            room[block.node] -= 1
+            chosen.append(block)
+    return chosen
 
 
 def _poison_at_large(facts: Facts) -> bool:

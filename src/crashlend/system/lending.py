@@ -2,7 +2,8 @@
 """Carrying out what the ``movable`` lender offers, and taking it back. Safe to kill at any point.
 
 Every step is in the state file before it is made, so the next run knows which blocks are on their
-way: :func:`recover` brings them home. No block stays offline, whatever happens.
+way: :func:`recover` brings them home. What says so must not decide what is done: ``say`` must not
+raise.
 """
 
 from __future__ import annotations
@@ -18,8 +19,12 @@ from crashlend.system.state import LENT, RETURNING, SPOILED, TAKING, State
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from crashlend.lenders import Candidate, NodeRoom
+
 # a block with a poisoned page would not come back: it is never taken offline (hazard 2)
 POISONED = "it has poisoned pages and would not come back"
+# a host in which so many blocks refuse has no memory that moves; each may take the whole deadline
+REFUSALS_PER_BLOCK, REFUSALS = 2, 16
 Say = Callable[[str], None]
 ONLINE_MOVABLE, ONLINE_KERNEL, ONLINE_ANY = "online_movable", "online_kernel", "online"
 
@@ -35,26 +40,34 @@ class Refused:
 def take(
     blocks: MemoryBlocks,
     state: State,
-    candidates: Sequence[int],
+    candidates: Sequence[Candidate],
     wanted: int,
+    room: Sequence[NodeRoom],
     *,
     deadline_seconds: float,
     say: Say,
 ) -> tuple[list[int], list[Refused]]:
     """Make up to ``wanted`` of the candidate blocks movable; return those and the refused ones.
 
+    ``room`` is how many of each node may go.
+
     A block that refuses costs nothing but time: the next candidate is tried. Memory pressure ends
     the taking, because emptying a block must not push production into reclaim.
     """
     taken: list[int] = []
     refused: list[Refused] = []
-    margin = max(64 * MIB, blocks.meminfo().get("MemTotal", 0) // 50)
-    for index in candidates:
+    left = dict(room)
+    for index, node in candidates:
         if len(taken) == wanted:
             break
-        available = blocks.meminfo().get("MemAvailable", 0)
-        if available < blocks.block_bytes + margin:
-            refused.append(Refused(index, f"only {mib(available)} of memory is available"))
+        if not left.get(node):
+            continue
+        if len(refused) >= REFUSALS_PER_BLOCK * wanted + REFUSALS:
+            say(f"{len(refused)} memory blocks refused: no more are tried")
+            break
+        pressure = _pressure(blocks)
+        if pressure:
+            refused.append(Refused(index, pressure))
             break
         try:
             _take_one(blocks, state, index, deadline_seconds)
@@ -63,6 +76,7 @@ def take(
             say(f"memory block {index} stays: {error}")
             continue
         taken.append(index)
+        left[node] -= 1
         say(f"memory block {index} is movable now ({len(taken)} of {wanted})")
     return taken, refused
 
@@ -122,10 +136,14 @@ def give_back(
     for index in indexes:
         try:
             census = blocks.census(index)
-            if census.poisoned:
+            if census.poisoned or blocks.poison_at_large():
                 raise BlockBusyError(POISONED)
             if census.huge:
                 raise BlockBusyError("it has huge pages, which would be dissolved")
+            pressure = _pressure(blocks)
+            if pressure:
+                raise BlockBusyError(pressure)
+            before = str(state.blocks.get(index, {}).get("zone") or "")
             state.set_block(index, RETURNING)
             try:
                 blocks.offline(index, deadline_seconds)
@@ -135,19 +153,22 @@ def give_back(
             _bring_home(blocks, state, index)
             if index in state.blocks:
                 raise BlockBusyError("it goes online as movable only")
-            say(f"memory block {index} is ordinary memory again ({blocks.zone(index)})")
+            zone = blocks.zone(index)
+            moved = f", it was in {before}" if before and zone != before else ""
+            say(f"memory block {index} is ordinary memory again (in {zone}{moved})")
         except BlockBusyError as error:
             kept.append(Refused(index, str(error)))
             say(f"memory block {index} stays movable: {error}")
     return kept
 
 
-def recover(blocks: MemoryBlocks, state: State, *, say: Say) -> None:
+def recover(blocks: MemoryBlocks, state: State, *, say: Say) -> list[Refused]:
     """Put right what an interrupted run left: blocks between two states.
 
-    Also looks again at the pages of what is lent: poison and balloons come later, too.
+    Also looks again at the pages of what is lent: poison and balloons come later, too. Returns the
+    blocks that do not come back online; they stay in the state, and must not bar a new load.
     """
-    failure = None
+    failed: list[Refused] = []
     for index in list(state.blocks):
         now = blocks.state(index)
         if now in ("", "online"):
@@ -156,7 +177,8 @@ def recover(blocks: MemoryBlocks, state: State, *, say: Say) -> None:
             _bring_home(blocks, state, index)
             say(f"memory block {index} was left {now} by an interrupted run; it is online again")
         except CrashlendError as error:
-            failure = error  # the others first
+            failed.append(Refused(index, str(error)))
+            say(f"{error}; {error.hint}")
     for index, block in list(state.blocks.items()):
         now = blocks.state(index)
         if not now:
@@ -168,8 +190,7 @@ def recover(blocks: MemoryBlocks, state: State, *, say: Say) -> None:
             state.drop_block(index)
         elif now == "online":
             _keep_movable(blocks, state, index)
-    if failure is not None:
-        raise failure
+    return failed
 
 
 def _bring_home(blocks: MemoryBlocks, state: State, index: int) -> None:
@@ -206,6 +227,16 @@ def _keep_movable(blocks: MemoryBlocks, state: State, index: int) -> None:
     """Keep account of a movable block: it is lent only while its pages may be."""
     census = blocks.census(index)
     state.set_block(index, SPOILED if census.unmovable or census.poisoned else LENT)
+
+
+def _pressure(blocks: MemoryBlocks) -> str:
+    """Why no block should be emptied now: its pages must fit elsewhere, without reclaim."""
+    info = blocks.meminfo()
+    margin = max(64 * MIB, info.get("MemTotal", 0) // 50)
+    available = info.get("MemAvailable", 0)
+    if available < blocks.block_bytes + margin:
+        return f"only {mib(available)} of memory is available"
+    return ""
 
 
 def _managed(blocks: MemoryBlocks) -> int:

@@ -10,15 +10,19 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import signal
+import threading
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Callable, Optional
 
 from crashlend.arch import for_machine
 from crashlend.capture.initramfs import load_archive
-from crashlend.errors import CrashlendError
+from crashlend.errors import CrashlendError, Terminated
 from crashlend.facts import Facts, read_facts
 from crashlend.hostfiles import TreeFiles
+from crashlend.jsonable import to_json
 from crashlend.plan import Plan, make_plan
 from crashlend.ranges import align_up
 from crashlend.sizes import mib
@@ -27,11 +31,12 @@ from crashlend.system.memory_blocks import MemoryBlocks
 from crashlend.system.state import State, locked
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from crashlend.config import Settings
     from crashlend.lenders import Offer
     from crashlend.payload import Files
+    from crashlend.plan import Payload
 
 Say = Callable[[str], None]
 GetFiles = Callable[[str], "Files"]
@@ -70,25 +75,23 @@ def load(
     when the very same image is loaded. Raises what planning refuses, before anything was touched.
     """
     require_root()
-    with locked():
+    with terminated_as_exception(), locked():
         state = State()
         facts = _recovered_facts(state, say)
-        _check_kexec(facts)
         files = get_files(facts.release)
-        plan = make_plan(facts, settings, files.payload)
+        plan = check(facts, settings, files.payload)
         begin = clock()
         if plan.offer.wanted:
             # which blocks are best takes a look at every page; only now is that worth its time
             facts = read_facts(TreeFiles(Path("/")), census=True)
-            plan = make_plan(facts, settings, files.payload)
-        before = set(state.blocks)
-        maybe_in_use = False
+            plan = check(facts, settings, files.payload)
+        before, previous = set(state.blocks), state.loaded
         try:
             taken, refused = _lend(facts, plan.offer, settings, state, say)
             if taken:
                 facts = read_facts(TreeFiles(Path("/")))
             lent_at = clock()
-            plan = make_plan(facts, settings, files.payload, held_only=True)
+            plan = check(facts, settings, files.payload, held_only=True)
             if plan.lent.size < min(settings.lend_min, plan.offer.asked_bytes):
                 raise CrashlendError(
                     "too little memory could be lent",
@@ -98,12 +101,11 @@ def load(
             fingerprint = _fingerprint(plan, files)
             already = not again and _is_loaded(state, fingerprint)
             if not already:
-                maybe_in_use = True
                 _load_image(plan, facts, files, settings, state, fingerprint)
         except BaseException:
             # what was lent just now goes back, unless an image that uses it may be loaded;
             # blocks of earlier runs are left alone
-            if not (maybe_in_use and kexec.crash_loaded()):
+            if state.loaded == previous or not kexec.crash_loaded():
                 lending.recover(_blocks(facts), state, say=say)
                 new = sorted(set(state.blocks) - before)
                 _give_back(facts, new, settings, state, say)
@@ -112,16 +114,60 @@ def load(
         return Loaded(plan, already, lent_at - begin, clock() - lent_at, tuple(refused))
 
 
+def check(facts: Facts, settings: Settings, payload: Payload, *, held_only: bool = False) -> Plan:
+    """The plan, when it can be carried out; CrashlendError says why it can't. Changes nothing."""
+    if facts.crash_loaded is None:
+        raise CrashlendError(
+            "this kernel cannot load a crash kernel",
+            "/sys/kernel/kexec_crash_loaded does not exist",
+            hint="a kernel with CONFIG_KEXEC and CONFIG_CRASH_DUMP is needed",
+        )
+    plan = make_plan(facts, settings, payload, held_only=held_only)
+    if plan.cmdline is None:
+        raise CrashlendError(
+            "cannot plan to the byte",
+            plan.incomplete,
+            hint="/proc/iomem must show its addresses: CAP_SYS_ADMIN in the host's own namespaces",
+        )
+    return plan
+
+
 def unload(settings: Settings, *, say: Say) -> tuple[lending.Refused, ...]:
     """Drop the crash kernel and give all lent blocks back; return those that stay movable."""
     require_root()
-    with locked():
+    with terminated_as_exception(), locked():
         state = State()
         facts = _recovered_facts(state, say)
         if facts.crash_loaded:
+            if state.loaded is None:
+                say("another program loaded this crash kernel; it is unloaded all the same")
             kexec.unload()
         state.set_loaded(None)
         return _give_back(facts, sorted(state.blocks), settings, state, say)
+
+
+@contextmanager
+def terminated_as_exception() -> Iterator[None]:
+    """Let SIGTERM and SIGHUP unwind like an interrupt: no block is left half way.
+
+    Only once: a second signal, while things are put right, is waited out.
+    """
+    handled = (signal.SIGTERM, signal.SIGHUP)
+
+    def fire(number: int, _frame: object) -> None:
+        for each in handled:
+            signal.signal(each, signal.SIG_IGN)
+        raise Terminated(number)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = {each: signal.signal(each, fire) for each in handled}
+    try:
+        yield
+    finally:
+        for each, handler in previous.items():
+            signal.signal(each, handler)
 
 
 def _recovered_facts(state: State, say: Say) -> Facts:
@@ -131,15 +177,6 @@ def _recovered_facts(state: State, say: Say) -> Facts:
         lending.recover(_blocks(facts), state, say=say)
         facts = read_facts(files)
     return facts
-
-
-def _check_kexec(facts: Facts) -> None:
-    if facts.crash_loaded is None:
-        raise CrashlendError(
-            "this kernel cannot load a crash kernel",
-            "/sys/kernel/kexec_crash_loaded does not exist",
-            hint="a kernel with CONFIG_KEXEC and CONFIG_CRASH_DUMP is needed",
-        )
 
 
 def _blocks(facts: Facts) -> MemoryBlocks:
@@ -156,6 +193,7 @@ def _lend(
         state,
         offer.candidates,
         offer.wanted,
+        offer.room,
         deadline_seconds=settings.block_deadline,
         say=say,
     )
@@ -175,8 +213,16 @@ def _give_back(
 
 
 def _fingerprint(plan: Plan, files: Files) -> str:
-    """What tells one load from another: the whole plan and both files."""
-    text = json.dumps(plan.to_json(), sort_keys=True) + files.digest()
+    """What tells one image from another: all that goes into it, and nothing else of the plan."""
+    parts = {
+        "layout": to_json(plan.layout),
+        "cmdline": to_json(plan.cmdline and plan.cmdline.line),
+        "variables": plan.load_variables,
+        "syscall": plan.syscall,
+        "wait": plan.dma_wait_seconds,
+        "lent": plan.lent.to_json(),
+    }
+    text = json.dumps(parts, sort_keys=True) + files.digest()
     return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
 
 
@@ -193,10 +239,8 @@ def _is_loaded(state: State, fingerprint: str) -> bool:
 def _load_image(
     plan: Plan, facts: Facts, files: Files, settings: Settings, state: State, fingerprint: str
 ) -> None:
-    """Load what the plan says; on failure there is no image, and the error says so."""
-    if plan.cmdline is None:
-        raise CrashlendError("cannot load", plan.incomplete, hint="run it as root of the host")
-    cmdline = plan.cmdline.encode()
+    """Load what the plan says; where a failure leaves no image, the error says so."""
+    cmdline = plan.cmdline.encode() if plan.cmdline else b""
     padding = align_up(len(files.initramfs), 4) - len(files.initramfs)
     initramfs = files.initramfs + bytes(padding) + load_archive(plan.load_variables)
     record = {
@@ -222,6 +266,7 @@ def _load_image(
             cmdline=cmdline,
             wait_seconds=plan.dma_wait_seconds,
         )
+    previous = state.loaded
     state.set_loaded(record)
     try:
         if plan.layout is None:
@@ -234,7 +279,8 @@ def _load_image(
         if not kexec.crash_loaded():
             raise CrashlendError("the crash kernel is not loaded", "the kernel says so afterwards")
     except CrashlendError as error:
-        state.set_loaded(None)
+        # refused before the kernel let go of the old image (EPERM, EBUSY): that one is still there
+        state.set_loaded(previous if kexec.crash_loaded() else None)
         if not kexec.crash_loaded():
             error.hint = f"{error.hint}; there is no crash kernel loaded now".lstrip("; ")
         raise

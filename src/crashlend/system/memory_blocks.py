@@ -97,7 +97,19 @@ class MemoryBlocks:
                 f"/proc/kpageflags: {error.strerror}",
                 hint="a kernel with CONFIG_PROC_PAGE_MONITOR is needed, and root",
             ) from error
+        if len(data) < pages * ENTRY_BYTES:
+            raise CrashlendError(
+                "cannot look at the pages of a memory block",
+                f"/proc/kpageflags ends inside block {index}",
+            )
         return count_pages(index, data)
+
+    def poison_at_large(self) -> bool:
+        """Whether the kernel counts poisoned memory at all.
+
+        Where its pages are is not always known; none of it comes back from being offline.
+        """
+        return self.meminfo().get("HardwareCorrupted", 0) > 0
 
     def zones(self) -> tuple[Zone, ...]:
         return parse_zoneinfo(Path("/proc/zoneinfo").read_bytes())
@@ -137,7 +149,8 @@ def _deadline(seconds: float) -> Iterator[None]:
         raise CrashlendError("cannot set a deadline", "not in the main thread")
     previous = signal.signal(signal.SIGALRM, fire)
     try:
-        signal.setitimer(signal.ITIMER_REAL, max(seconds, 0.001))  # 0 would mean: never
+        # again and again: the first alarm may strike before the write is in the kernel
+        signal.setitimer(signal.ITIMER_REAL, max(seconds, 0.001), 0.1)
         yield
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """What crashlend did to this host, recorded before it is done, and the lock around it.
 
-/run/crashlend/state.json: {"schema": 1, "blocks": {INDEX: {"step", "zone", "node"}},
+/run/crashlend/state.json: {"schema": 1, "blocks": {INDEX: {"step", "zone"}},
 "loaded": {...} or null}. A block's step is "taking" from before it goes offline until it is
 known to be movable, "lent" then, and "returning" from before it goes offline for its way back;
 "spoiled" is movable by our doing, but holds pages that must not be lent and can't be emptied now.
@@ -50,9 +50,9 @@ class State:
                 "/sys/devices/system/memory/*/state by hand, then remove the file",
             ) from error
 
-    def set_block(self, index: int, step: str, zone: str = "", node: int = 0) -> None:
+    def set_block(self, index: int, step: str, zone: str = "") -> None:
         """Record that the block is now in ``step``; ``zone`` is where it came from."""
-        known = self.blocks.get(index, {"zone": zone, "node": node})
+        known = self.blocks.get(index, {"zone": zone})
         self.blocks[index] = {**known, "step": step}
         self.write()
 
@@ -79,13 +79,17 @@ def write_atomically(path: Path, data: bytes, mode: int = 0o600) -> None:
     """Replace ``path`` by ``data``: after a crash at any moment it is the old or the new file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
     try:
-        _write_all(fd, data)
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-    os.replace(temporary, path)
+        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
+        try:
+            _write_all(fd, data)
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def _write_all(fd: int, data: bytes) -> None:
