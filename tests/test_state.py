@@ -136,9 +136,7 @@ def test_mutated_state_is_read_or_refused(
 ) -> None:
     """Any damage to a real file is read or refused with CrashlendError."""
     path = tmp_path_factory.getbasetemp() / "mutated-state.json"
-    text = (
-        b'{"schema": 1, "blocks": {"39": {"step": "lent", "zone": "N"}}, "loaded": null}'
-    )
+    text = b'{"schema": 1, "blocks": {"39": {"step": "lent", "zone": "N"}}, "loaded": null}'
     changed = bytearray(text)
     for _ in range(data.draw(st.integers(1, 3))):
         at = data.draw(st.integers(0, len(changed) - 1))

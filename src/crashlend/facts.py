@@ -29,7 +29,6 @@ E = TypeVar("E")
 
 PAGE = 4096
 STATE_PATH = "/run/crashlend/state.json"
-KERNEL_TEXT_BASE = 0xFFFFFFFF80000000
 NO_PHYSICAL_ADDRESS = (1 << 64) - 1
 # Flags of /proc/cpuinfo that decide something here.
 CPU_FLAGS = ("la57", "pdpe1gb", "tdx_guest", "hypervisor", "constant_tsc")
@@ -378,7 +377,9 @@ def _page_offset(core: list[elfcore.ProgramHeader]) -> Optional[int]:
     offsets = [
         h.virt - h.phys
         for h in core
-        if h.type == elfcore.PT_LOAD and h.phys != NO_PHYSICAL_ADDRESS and h.virt < KERNEL_TEXT_BASE
+        if h.type == elfcore.PT_LOAD
+        and h.phys != NO_PHYSICAL_ADDRESS
+        and h.virt < elfcore.KERNEL_TEXT_BASE
     ]
     return max(set(offsets), key=offsets.count) if offsets else None
 
@@ -386,7 +387,7 @@ def _page_offset(core: list[elfcore.ProgramHeader]) -> Optional[int]:
 def _kernel_text(core: list[elfcore.ProgramHeader]) -> Optional[KernelText]:
     for h in core:
         known = h.type == elfcore.PT_LOAD and h.phys != NO_PHYSICAL_ADDRESS
-        if known and h.virt >= KERNEL_TEXT_BASE:
+        if known and h.virt >= elfcore.KERNEL_TEXT_BASE:
             return KernelText(h.virt, h.phys, h.bytes)
     return None
 

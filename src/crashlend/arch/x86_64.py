@@ -14,7 +14,7 @@ from crashlend.errors import CrashlendError
 from crashlend.formats import bootparams, elfcore
 from crashlend.formats.bzimage import ENTRY_64_OFFSET, BzImage
 from crashlend.formats.elfcore import ProgramHeader
-from crashlend.purgatory.entry_x86_64 import entry_code
+from crashlend.purgatory.entry_x86_64 import MEMORY_BYTES, entry_code
 from crashlend.ranges import Range, Ranges, align_down, align_up
 
 if TYPE_CHECKING:
@@ -81,10 +81,16 @@ def include_in_memory_map(
     ram = (system_ram(facts) & LOW) | (reservations(facts) - header) | lent
     entries = [MapEntry(r.start, r.end, RAM) for r in ram]
     entries += [MapEntry(r.start, r.end, RESERVED) for r in header]
+    named = [(r.start, r.end, r.type) for r in facts.firmware_map] or [
+        # a kernel without CONFIG_FIRMWARE_MEMMAP: its own resources say nearly the same
+        (r.start, r.end, r.name)
+        for r in facts.iomem
+        if r.depth == 0 and r.name in E820_TYPES
+    ]
     entries += [
-        MapEntry(r.start, r.end, r.type if r.type in E820_TYPES else RESERVED)
-        for r in facts.firmware_map
-        if r.type != RAM
+        MapEntry(start, end, kind if kind in E820_TYPES else RESERVED)
+        for start, end, kind in named
+        if kind != RAM
     ]
     return tuple(sorted(entries, key=lambda e: (e.start, e.end)))
 
@@ -155,13 +161,13 @@ def lay_out(
     code_bytes = len(entry_code(kernel_entry=0, boot_params=0, wait_seconds=0, pm_timer_port=None))
     at = core.start
     segments = [core]
-    for name, stored in (
-        ("boot_params", params_bytes),
-        ("entry", code_bytes),
-        ("initramfs", initramfs_bytes),
+    for name, stored, memory in (
+        ("boot_params", params_bytes, params_bytes),
+        ("entry", code_bytes, MEMORY_BYTES),
+        ("initramfs", initramfs_bytes, initramfs_bytes),
     ):
-        at -= align_up(stored, PAGE)
-        segments.append(Segment(name, at, stored, align_up(stored, PAGE)))
+        at -= align_up(memory, PAGE)
+        segments.append(Segment(name, at, stored, align_up(memory, PAGE)))
     upper = reservation.end - at
     run_bytes = align_up(image.init_size, PAGE)
     start = align_down(at - run_bytes, image.alignment)
@@ -220,12 +226,11 @@ def control_pages(facts: Facts, segments: Sequence[Segment]) -> int:
     vmcoreinfo (machine_kexec_64.c: init_pgtable). With 1 GiB leaves only GiB that are covered in
     part need a page.
     """
-    ram = Ranges((r.start, r.end) for r in facts.iomem if r.depth == 0 and r.name == RAM)
-    ram |= Ranges([(0, MIB)])
+    ram = system_ram(facts) | LOW
     firmware = Ranges(
         (r.start, r.end) for r in facts.firmware_map if r.type.startswith("ACPI")
     ) | Ranges((s.start, s.end) for s in segments)
-    slots = {r.start // SLOT for r in ram | firmware} | {(r.end - 1) // SLOT for r in ram}
+    slots = {s for r in ram | firmware for s in range(r.start // SLOT, (r.end - 1) // SLOT + 1)}
     touched: set[int] = set()
     for r in ram:
         first, last = r.start // GIB, (r.end - 1) // GIB

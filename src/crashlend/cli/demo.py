@@ -109,12 +109,16 @@ def _saved(outcome: Outcome) -> bool:
 
 
 def _verdict(trials: list[Column], outcomes: list[Outcome]) -> bool:
-    """Lending passes every check; the smaller control loses its dump (100M is told as it is)."""
+    """Lending passes every check; the smaller control dies of OOM (100M is told as it is)."""
+    from crashlend.lab.suite import why_not_lost
+
     lent = all(o.ok for c, o in zip(trials, outcomes) if c.lends)
-    return lent and not _saved(outcomes[-1])
+    return lent and not why_not_lost(outcomes[-1])
 
 
 def _show(trials: list[Column], outcomes: list[Outcome], seconds: float, held: bool) -> None:
+    from crashlend.lab.suite import why_not_lost
+
     results = [o.to_json() for o in outcomes]
     crash = [r["crash_kernel"]["mem_total_bytes"] for r in results]
     rows = [
@@ -150,10 +154,8 @@ def _show(trials: list[Column], outcomes: list[Outcome], seconds: float, held: b
             for check in outcome.checks:
                 show_check(check)
     lost = outcomes[-1]
-    why = _last_words(lost)
-    print(
-        f"control at 80M: {'its dump is lost' if not _saved(lost) else 'its dump was saved'}{why}"
-    )
+    why = why_not_lost(lost) or f"its dump is lost ({lost.death_by_memory})"
+    print(f"control at 80M: {why}")
     memory = outcomes[0].spec.memory_bytes // MIB
     others = ", ".join(
         f"{name} {max(taken for start, taken in table if start <= memory)} MiB"
@@ -165,16 +167,6 @@ def _show(trials: list[Column], outcomes: list[Outcome], seconds: float, held: b
     print(
         f"{word}; {seconds:.0f} s in all. (The wait for DMA was {wait:g} s here; 10 s by default.)"
     )
-
-
-def _last_words(outcome: Outcome) -> str:
-    """The crash kernel's own panic, from the console that was kept for people."""
-    try:
-        text = (Path(outcome.kept) / "console.log").read_text(errors="replace")
-    except OSError:
-        return ""
-    panics = [line for line in text.splitlines() if "Kernel panic - not syncing" in line]
-    return f" ({panics[-1].split('] ', 1)[-1].strip()})" if len(panics) > 1 else ""
 
 
 def _planned(outcome: Outcome) -> int | None:

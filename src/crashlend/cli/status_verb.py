@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from crashlend.arch import for_machine
@@ -15,6 +16,7 @@ from crashlend.facts import STATE_PATH
 from crashlend.hostfiles import open_host
 from crashlend.ranges import Ranges
 from crashlend.sizes import mib
+from crashlend.system.image import is_in_memory
 
 if TYPE_CHECKING:
     import argparse
@@ -39,6 +41,15 @@ def run(args: argparse.Namespace) -> int:
     record = state.get("loaded") or {}
     problems = find_problems(facts, state)
     by_us = facts.crash_loaded is True and record.get("step") == "loaded"
+    verified = None
+    if by_us and args.root == Path("/"):
+        verified = is_in_memory(record.get("marker"))
+    if verified is False:
+        by_us = False
+        problems.append(
+            "another program loaded its own crash kernel over crashlend's, which does not know "
+            "of lent memory; disable it and run crashlend load"
+        )
     lent = Ranges(tuple(r) for r in record.get("lent", [])) if by_us else Ranges()
     reservation = for_machine(facts.arch).reservations(facts).size or facts.crash_size_bytes or 0
     if args.json:
@@ -47,6 +58,7 @@ def run(args: argparse.Namespace) -> int:
                 "schema": 1,
                 "loaded": facts.crash_loaded,
                 "by_crashlend": by_us if readable else None,
+                "verified_in_memory": verified,
                 "lender": record.get("lender") if by_us else None,
                 "reservation_bytes": reservation,
                 "lent": {"bytes": lent.size, "ranges": lent.to_json()},

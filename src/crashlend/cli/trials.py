@@ -35,7 +35,12 @@ def show_outcome(outcome: Outcome) -> None:
                 "shared until the crash",
                 f"{mib(result['lent']['bytes'] or 0)}, lender {result['lender']}",
             ),
-            ("the crash kernel had", mib(crash) if crash else "unknown: it did not live to tell"),
+            (
+                "the crash kernel had",
+                mib(crash)
+                if crash
+                else f"unknown: {outcome.death_by_memory or 'it did not live to tell'}",
+            ),
         ]
     )
     for check in outcome.checks:

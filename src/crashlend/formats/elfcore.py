@@ -23,6 +23,8 @@ ET_CORE = 4
 EM_X86_64 = 62
 PT_LOAD, PT_NOTE = 1, 4
 PF_RWX = 7
+# x86_64: from here on up the kernel's image is mapped, below lies the direct mapping of all RAM
+KERNEL_TEXT_BASE = 0xFFFFFFFF80000000
 
 
 @dataclass(frozen=True)

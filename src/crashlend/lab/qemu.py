@@ -2,7 +2,8 @@
 """One virtual machine: QEMU's command line, its life, and what the guest reports.
 
 The guest reports over a second serial port, one JSON object per line; the console is kept for
-people and never read by the lab.
+people. The one result that the lab reads there is the death of a control's crash kernel, which can't
+report any more (checks.death_by_memory).
 """
 
 from __future__ import annotations
@@ -115,6 +116,7 @@ def run_machine(
     """
     report = Report()
     path = directory / "report.sock"
+    path.unlink(missing_ok=True)  # of an earlier run in the same directory
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(os.path.relpath(path) if len(str(path)) > 100 else str(path))
         listener.listen(1)

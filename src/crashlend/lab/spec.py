@@ -27,7 +27,8 @@ class Spec:
     """What to crash and how. Sizes in bytes, times in seconds.
 
     ``cmdline`` are production's own words (``crashkernel=…``); ``lender`` and ``lend_bytes``
-    override what crashlend would do by itself. ``build_in_guest``: the guest's own Python builds the
+    override what crashlend would do by itself; ``least_lent_bytes`` will do where not all that is
+    asked for can be had (None: all of it). ``build_in_guest``: the guest's own Python builds the
     capture initramfs from what it finds, as on a host (slow under TCG). ``crash`` is sysrq, sysrq-cpuN, or none (only load
     and report).
     """
@@ -38,6 +39,7 @@ class Spec:
     cmdline: str = "crashkernel=1G,cma crashkernel=100M"
     lender: str = "auto"
     lend_bytes: int | None = None
+    least_lent_bytes: int | None = None
     syscall: str = "auto"
     crash: str = "sysrq"
     dump_level: int = 31

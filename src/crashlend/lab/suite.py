@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from crashlend.errors import EXIT_NOT_LOADED, EXIT_REFUSED, UsageError
+from crashlend.errors import EXIT_FAILED, EXIT_NOT_LOADED, EXIT_REFUSED, UsageError
 from crashlend.lab.kernels import fetch
 from crashlend.lab.packages import Say, silent
 from crashlend.lab.qemu import LostVmError
@@ -34,9 +34,10 @@ LOST, REFUSED = "lost", "refused"
 class Trial:
     """One trial of the suite.
 
-    ``expect`` is "" when every check must hold, ``lost`` when the dump must be lost and the crash
-    kernel never come up (a control), ``refused`` when crashlend itself must refuse with ``words``
-    in its message.
+    ``expect`` is "" when every check must hold, ``lost`` when the dump must be lost because the
+    crash kernel dies for lack of memory (a control), ``refused`` when crashlend itself must refuse
+    with ``words`` in its message and ``exit`` as its exit code. ``lender`` and ``syscall`` are what
+    must have been used, whatever the spec left to crashlend.
     """
 
     name: str
@@ -45,6 +46,9 @@ class Trial:
     spec: Mapping[str, Any] = field(default_factory=dict)
     expect: str = ""
     words: str = ""
+    exit: int = EXIT_REFUSED
+    lender: str = "movable"
+    syscall: str = "load"
     least_lent_ranges: int = 0
     quick: bool = True
 
@@ -63,6 +67,7 @@ SUITE = (
         "6.1",
         {"cmdline": "crashkernel=1G,cma crashkernel=80M", "lender": "none"},
         expect=LOST,
+        lender="none",
     ),
     Trial(
         "none-6.1",
@@ -73,6 +78,7 @@ SUITE = (
             "commands": (
                 Command(("load", "--lend", "1G", "--dump-level", "1"), exit=EXIT_REFUSED),
                 Command(("load", "--lend", "1G")),
+                Command(("load", "--lend", "1G")),
                 Command(("status",)),
                 Command(("load", "--lend", "512M")),
                 Command(("unload",)),
@@ -80,6 +86,7 @@ SUITE = (
                 Command(("load",)),
             ),
         },
+        lender="none",
     ),
     Trial("movable-6.12", "Debian 13's kernel and Python 3.13", "6.12"),
     Trial(
@@ -88,12 +95,14 @@ SUITE = (
         "5.10",
         {"build_in_guest": True},
     ),
-    Trial("cma-7.3-load", "the kernel's own ,cma ranges by kexec_load", "7.3"),
+    Trial("cma-7.3-load", "the kernel's own ,cma ranges by kexec_load", "7.3", lender="cma"),
     Trial(
         "cma-7.3-file",
         "the kernel's own ,cma ranges by kexec_file_load",
         "7.3",
         {"syscall": "file"},
+        lender="cma",
+        syscall="file",
     ),
     Trial(
         "movable-7.3-dimms",
@@ -120,6 +129,7 @@ SUITE = (
         {"memory_bytes": 3 * GIB, "cmdline": f"{HOLES} crashkernel=512M", "crash": "none"},
         expect=REFUSED,
         words="no memory is reserved for a crash kernel",
+        exit=EXIT_FAILED,
     ),
     Trial(
         "four-cpus-6.1",
@@ -215,21 +225,53 @@ def run_named(
 
 def judge(trial: Trial, outcome: Outcome) -> str:
     """What is wrong with the outcome; empty when it is as it must be."""
-    checks = {c.name: c for c in outcome.checks}
-    failed = [f"{c.name}: {c.detail}" for c in outcome.checks if not c.ok]
     if trial.expect == REFUSED:
-        check = checks["crashlend did as asked"]
-        return (
-            "" if not check.ok and trial.words in check.detail else f"not refused: {check.detail}"
-        )
+        return _why_not_refused(trial, outcome)
+    used = (outcome.plan.get("lender"), outcome.plan.get("syscall"))
+    if outcome.plan and used != (trial.lender, trial.syscall):
+        return "lender {}, syscall {}".format(*used) + f", not {trial.lender}, {trial.syscall}"
     if trial.expect == LOST:
-        if not checks["crashlend did as asked"].ok:
-            return failed[0]
-        survived = [n for n in ("crash kernel came up", "dump saved") if checks[n].ok]
-        return f"the control did not lose its dump: {survived}" if survived else ""
+        return why_not_lost(outcome)
+    failed = [f"{c.name}: {c.detail}" for c in outcome.checks if not c.ok]
     if failed:
         return "; ".join(failed)
     ranges = len(outcome.plan.get("lent", []))
     if ranges < trial.least_lent_ranges:
         return f"only {ranges} lent ranges, not {trial.least_lent_ranges}"
+    return ""
+
+
+def why_not_lost(outcome: Outcome) -> str:
+    """Why a control is none; empty when its crash kernel died for lack of memory.
+
+    A missing dump alone proves nothing: production may never have crashed, the deadline may have
+    run out, the crash kernel may have died of something else or never have been started.
+    """
+    checks = {c.name: c for c in outcome.checks}
+    for name in ("crashlend did as asked", "nothing is lent"):
+        if name not in checks:
+            return f"the control is none: not checked: {name}"
+        if not checks[name].ok:
+            return f"the control is none: {name}: {checks[name].detail}"
+    if not outcome.report.find("crashing"):
+        return "the control never got as far as the crash"
+    if outcome.report.timed_out:
+        return "the control ran into its deadline"
+    survived = [n for n in ("crash kernel came up", "dump saved") if checks[n].ok]
+    if survived:
+        return f"the control did not lose its dump: {survived}"
+    if not outcome.death_by_memory:
+        return "nothing on the control's console says that its crash kernel ran out of memory"
+    return ""
+
+
+def _why_not_refused(trial: Trial, outcome: Outcome) -> str:
+    commands = [e for e in outcome.report.events if e.get("event") == "command"]
+    if not commands:
+        return "not refused: the guest never got that far"
+    last = commands[-1]
+    if last["exit"] != trial.exit:
+        return f"exit {last['exit']}, not {trial.exit}: {last['stderr'].strip()[-300:]}"
+    if trial.words not in last["stderr"]:
+        return f"refused in other words: {last['stderr'].strip()[-300:]}"
     return ""

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Callable
 
 from crashlend.errors import CrashlendError
 from crashlend.lab.captures import build_capture, lay_out_hooks
-from crashlend.lab.checks import Check, run_checks
+from crashlend.lab.checks import Check, death_by_memory, run_checks
 from crashlend.lab.guest import build_boot_initramfs, build_root, pack_ext4
 from crashlend.lab.packages import find_tool, silent
 from crashlend.lab.qemu import Machine, Report, choose_accel, run_machine
@@ -57,6 +57,7 @@ class Outcome:
     vmcore_path: str
     checks: tuple[Check, ...]
     kept: str
+    death_by_memory: str = ""  # the crash kernel's last words, see checks.death_by_memory
 
     @property
     def ok(self) -> bool:
@@ -70,6 +71,7 @@ class Outcome:
         stored = {s["name"]: s["stored_bytes"] for s in layout.get("segments", [])}
         answer = load_answer(report)
         crash = capture.get("crash_kernel", {})
+        seen = report.find("crash_kernel_memory")
         scanned = report.find("scanned")
         return {
             "schema": 1,
@@ -81,6 +83,7 @@ class Outcome:
             "memory_bytes": self.spec.memory_bytes + sum(self.spec.dimms),
             "cpus": self.spec.cpus,
             "cmdline": self.spec.cmdline,
+            "timed_out": report.timed_out,
             "python": report.find("booted").get("python"),
             "accel": self.spec.accel,
             "lender": plan.get("lender"),
@@ -105,9 +108,11 @@ class Outcome:
                 "total": report.seconds,
             },
             "crash_kernel": {
-                "mem_total_bytes": crash.get("mem_total_bytes"),
+                "mem_total_bytes": crash.get("mem_total_bytes", seen.get("mem_total")),
                 "peak_used_bytes": crash.get("peak_used_bytes"),
                 "ram_ranges": crash.get("ram_ranges"),
+                "iomem_ranges": seen.get("ram"),
+                "death_by_memory": self.death_by_memory or None,
             },
             "vmcore": {
                 "path": self.vmcore_path or None,
@@ -120,9 +125,9 @@ class Outcome:
 
 
 def load_answer(report: Report) -> dict[str, Any]:
-    """What the last ``crashlend load --json`` printed in the guest; empty when it failed."""
+    """What the last ``load`` or ``reload`` in the guest answered; empty when none did."""
     for event in reversed(report.events):
-        if event.get("event") == "command" and event["argv"][0] == "load":
+        if event.get("event") == "command" and event["argv"][0] in ("load", "reload"):
             answer = event.get("answer")
             if isinstance(answer, dict):
                 return answer
@@ -143,6 +148,7 @@ def run_trial(
         else:
             directory = keep
             directory.mkdir(parents=True, exist_ok=True)
+            remove_traces(directory)
         root = build_root(spec.kernel, say)
         boot = build_boot_initramfs(spec.kernel, say)
         disk = make_lab_disk(spec, directory, say)
@@ -171,11 +177,28 @@ def run_trial(
             vmcore_path=str(saved.vmcore) if keep and saved.vmcore else "",
             checks=tuple(checks),
             kept=str(keep) if keep else "",
+            death_by_memory=death_by_memory(read_console(directory)),
         )
         if keep is not None:
             (keep / "events.json").write_text(json.dumps(report.events, indent=1))
             (keep / "trial.json").write_text(json.dumps(outcome.to_json(), indent=1))
         return outcome
+
+
+def remove_traces(directory: Path) -> None:
+    """Take an earlier trial's results away: what this one does not make must not seem to be its."""
+    if (directory / "saved/crash").exists():
+        shutil.rmtree(directory / "saved/crash")
+    for name in ("console.log", "events.json", "trial.json"):
+        (directory / name).unlink(missing_ok=True)
+
+
+def read_console(directory: Path) -> str:
+    """Both kernels' console; empty when there was none."""
+    try:
+        return (directory / "console.log").read_text(errors="replace")
+    except OSError:
+        return ""
 
 
 def production_words(spec: Spec) -> str:
@@ -240,7 +263,7 @@ def complete_words(spec: Spec, words: Sequence[str]) -> list[str]:
     if spec.lend_bytes is not None:
         out += ["--lend", format_size(spec.lend_bytes)]
     if spec.allow_missing_user_data:
-        out += ["--allow-missing-user-data", "yes"]
+        out += ["--allow-missing-user-data"]
     return [*out, *words[1:]]
 
 

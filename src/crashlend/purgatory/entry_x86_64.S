@@ -1,16 +1,24 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * What runs between the two kernels on x86_64. Position independent, one page with its data.
+ * What runs between the two kernels on x86_64. Position independent, in one page:
+ *
+ *	0x000	code and parameters, all that is stored
+ *	0x800	IDT, written at run time
+ *	0x1000	top of the stack
  *
  * The panicking kernel jumps to offset 0 in 64-bit mode: paging on with an identity map of all
  * RAM, interrupts off, GDT and IDT possibly invalid (arch/x86/kernel/relocate_kernel_64.S).
  * The crash kernel wants, at its 64-bit entry, rsi = boot_params, CS 0x10, DS 0x18, DF and IF
  * clear (Documentation/arch/x86/boot.rst, "64-bit boot protocol").
  *
- * Between the two it waits, so that DMA which the dead kernel had started ends before the crash
- * kernel uses lent memory. Time comes from the ACPI PM timer where the firmware names one, else
- * from PIT channel 2. A timer that stands still for 2^33 TSC cycles is given up, so that no
- * broken timer turns a crash into a hang.
+ * First it installs tables of its own. An NMI (a watchdog, a management controller) returns; every
+ * other exception resets the machine, because a host that reboots is better than one that hangs.
+ *
+ * Then it waits, so that DMA which the dead kernel had started ends before the crash kernel uses
+ * lent memory. Time comes from the ACPI PM timer where the firmware names one, else from PIT
+ * channel 2. A PM timer that stands still for 2^33 TSC cycles gives way to the PIT. Whatever the
+ * timers do, the wait ends when the TSC has gained tsc_cycles, which no machine does too early:
+ * a missing or broken timer neither hangs the crash nor skips the wait.
  *
  * The loader fills in the parameters at offset 16; entry_x86_64.py knows their layout.
  */
@@ -18,10 +26,13 @@
 	.set	PIT_COMMAND, 0x43
 	.set	PIT_GATE, 0x61
 	.set	PIT_COUNT, 59659		/* 50 ms of 1.193182 MHz */
+	.set	KEYBOARD_COMMAND, 0x64
+	.set	RESET_CONTROL, 0xcf9
+	.set	EXCEPTIONS, 32			/* any other vector is a #GP */
+	.set	NMI, 2
 
 	.code64
 	.text
-	.globl	start
 start:
 	jmp	code
 	.balign	16
@@ -29,6 +40,7 @@ kernel_entry:	.quad	0
 boot_params:	.quad	0
 pm_ticks:	.quad	0			/* how long to wait, in 3.579545 MHz ticks */
 pit_rounds:	.quad	0			/* the same in 50 ms rounds */
+tsc_cycles:	.quad	0			/* the same on the fastest TSC there is */
 pm_port:	.long	0			/* I/O port of the PM timer, 0: none */
 		.long	0
 
@@ -40,11 +52,37 @@ gdt_end:
 gdt_pointer:
 	.word	gdt_end - gdt - 1
 	.quad	0
+idt_pointer:
+	.word	EXCEPTIONS * 16 - 1
+	.quad	0
+
+	.set	idt, start + 0x800
+	.set	stack_top, start + 0x1000
 
 code:
 	cli
 	cld
 	leaq	stack_top(%rip), %rsp
+
+	leaq	idt(%rip), %rdi
+	movq	%rdi, idt_pointer + 2(%rip)
+	leaq	reset(%rip), %rax
+	movzwl	%ax, %ebx
+	orl	$0x10 << 16, %ebx		/* CS, offset 15..0 */
+	movl	%eax, %edx
+	movw	$0x8e00, %dx			/* offset 31..16, interrupt gate, no IST */
+	shrq	$32, %rax			/* offset 63..32 */
+	movl	$EXCEPTIONS, %ecx
+fill_idt:
+	movl	%ebx, (%rdi)
+	movl	%edx, 4(%rdi)
+	movq	%rax, 8(%rdi)
+	addq	$16, %rdi
+	decl	%ecx
+	jnz	fill_idt
+	leaq	nmi(%rip), %rax			/* in the same page: only bits 15..0 differ */
+	movw	%ax, idt + NMI * 16(%rip)
+
 	leaq	gdt(%rip), %rax
 	movq	%rax, gdt_pointer + 2(%rip)
 	lgdt	gdt_pointer(%rip)
@@ -59,44 +97,42 @@ code:
 	pushq	%rax
 	lretq
 flat:
-	movq	$1, %r8
-	shlq	$33, %r8			/* a timer's time to show life, in TSC cycles */
+	lidt	idt_pointer(%rip)
 
 	movq	pm_ticks(%rip), %rcx
 	testq	%rcx, %rcx
 	jz	done
+	call	begin
 	movl	pm_port(%rip), %edx
 	testl	%edx, %edx
 	jz	pit
 
 	inl	%dx, %eax
 	movl	%eax, %ebx			/* the last reading */
-	call	read_tsc
-	movq	%rax, %r9			/* when it last moved */
+	xorl	%r9d, %r9d			/* when it last moved */
 pm_poll:
 	pause
+	call	passed
+	jae	done
+	movq	%rax, %rdi
 	inl	%dx, %eax
 	movl	%eax, %esi
 	subl	%ebx, %esi
 	andl	$0xffffff, %esi			/* 24 bits count on every implementation */
 	jz	pm_still
 	movl	%eax, %ebx
-	call	read_tsc
-	movq	%rax, %r9
+	movq	%rdi, %r9
 	subq	%rsi, %rcx
 	ja	pm_poll
 	jmp	done
 pm_still:
-	call	read_tsc
-	subq	%r9, %rax
-	cmpq	%r8, %rax
-	jb	pm_poll
+	subq	%r9, %rdi
+	shrq	$33, %rdi
+	jz	pm_poll
 	/* it stands still: wait the whole time by the PIT */
 pit:
 	movq	pit_rounds(%rip), %rcx
 pit_round:
-	testq	%rcx, %rcx
-	jz	done
 	inb	$PIT_GATE, %al
 	andb	$0xfc, %al			/* gate closed, speaker off */
 	outb	%al, $PIT_GATE
@@ -107,23 +143,23 @@ pit_round:
 	movb	$(PIT_COUNT >> 8), %al
 	outb	%al, $PIT_CHANNEL2
 	inb	$PIT_GATE, %al
+	andb	$0xfc, %al
 	orb	$1, %al
 	outb	%al, $PIT_GATE
-	call	read_tsc
-	movq	%rax, %r9
+	xorl	%ebx, %ebx			/* 1: the output has been low */
 pit_poll:
 	pause
+	call	passed
+	jae	done
 	inb	$PIT_GATE, %al
 	testb	$0x20, %al			/* the channel's output */
 	jnz	pit_over
-	call	read_tsc
-	subq	%r9, %rax
-	cmpq	%r8, %rax
-	jb	pit_poll
-	jmp	done				/* this one is dead too */
+	movl	$1, %ebx
+	jmp	pit_poll
 pit_over:
-	decq	%rcx
-	jmp	pit_round
+	/* where there is no PIT it was never low: such rounds count nothing, and the TSC ends them */
+	subq	%rbx, %rcx
+	jnz	pit_round
 
 done:
 	movq	boot_params(%rip), %rsi
@@ -135,14 +171,47 @@ done:
 	xorl	%ebp, %ebp
 	jmp	*%rax
 
-read_tsc:					/* rax = TSC; keeps rcx, rdx */
+begin:						/* passed counts from now on */
+	xorl	%r8d, %r8d
+	call	passed
+	movq	%rax, %r8
+	ret
+
+passed:						/* rax = TSC cycles since begin; "ae": tsc_cycles are over */
 	pushq	%rdx
 	rdtsc
 	shlq	$32, %rdx
 	orq	%rdx, %rax
 	popq	%rdx
+	subq	%r8, %rax
+	cmpq	tsc_cycles(%rip), %rax
 	ret
 
-	.balign	16
-	.skip	128
-stack_top:
+nmi:
+	iretq
+
+reset:						/* one way after the other, none returns if it works */
+	movb	$0xfe, %al
+	outb	%al, $KEYBOARD_COMMAND		/* pulse the processor's reset line */
+	call	delay
+	movl	$RESET_CONTROL, %edx
+	movb	$0x02, %al			/* prepare a hard reset */
+	outb	%al, %dx
+	call	delay
+	movb	$0x06, %al			/* do it */
+	outb	%al, %dx
+	call	delay
+	movb	$0x0e, %al			/* or turn the power off and on */
+	outb	%al, %dx
+	call	delay
+	lidt	gdt(%rip)			/* zeros, so no IDT at all: */
+	int3					/* a triple fault */
+
+delay:						/* 2^27 TSC cycles, 20 ms or more */
+	call	begin
+delay_poll:
+	pause
+	call	passed
+	shrq	$27, %rax
+	jz	delay_poll
+	ret

@@ -3,14 +3,17 @@
 
 from __future__ import annotations
 
+import math
 import struct
 from pathlib import Path
 from typing import Optional
 
 PM_TIMER_HZ = 3_579_545  # ACPI 6.5, 4.8.2.1
 PIT_ROUND_SECONDS = 0.05
-PARAMETERS = struct.Struct("<QQQQI")
+TSC_HZ = 6_000_000_000  # no processor's TSC is faster
+PARAMETERS = struct.Struct("<QQQQQI")
 PARAMETERS_OFFSET = 16
+MEMORY_BYTES = 4096  # what it runs in: beyond the stored bytes are its IDT and its stack
 
 
 def entry_code(
@@ -18,8 +21,9 @@ def entry_code(
 ) -> bytes:
     """The code, ready to run at any page-aligned address inside the identity map.
 
-    It waits ``wait_seconds`` (by the PM timer at ``pm_timer_port``, else by the PIT) and enters
-    the kernel at ``kernel_entry`` with rsi = ``boot_params``.
+    It needs ``MEMORY_BYTES`` there. It waits ``wait_seconds`` (by the PM timer at
+    ``pm_timer_port``, else by the PIT, else by the TSC, which may take several times as long) and
+    enters the kernel at ``kernel_entry`` with rsi = ``boot_params``.
     """
     code = bytearray(Path(__file__).with_name("entry_x86_64.bin").read_bytes())
     PARAMETERS.pack_into(
@@ -27,8 +31,9 @@ def entry_code(
         PARAMETERS_OFFSET,
         kernel_entry,
         boot_params,
-        round(wait_seconds * PM_TIMER_HZ),
-        round(wait_seconds / PIT_ROUND_SECONDS),
+        math.ceil(wait_seconds * PM_TIMER_HZ),
+        math.ceil(wait_seconds / PIT_ROUND_SECONDS),
+        math.ceil(wait_seconds * TSC_HZ),
         pm_timer_port or 0,
     )
     return bytes(code)

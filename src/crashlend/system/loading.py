@@ -15,7 +15,7 @@ import threading
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Callable, Optional
+from typing import TYPE_CHECKING, Any, Callable, Optional
 
 from crashlend.arch import for_machine
 from crashlend.capture.initramfs import load_archive
@@ -26,7 +26,7 @@ from crashlend.jsonable import to_json
 from crashlend.plan import Plan, make_plan
 from crashlend.ranges import align_up
 from crashlend.sizes import mib
-from crashlend.system import kexec, lending
+from crashlend.system import image, kexec, lending
 from crashlend.system.memory_blocks import MemoryBlocks
 from crashlend.system.state import State, locked
 
@@ -233,6 +233,7 @@ def _is_loaded(state: State, fingerprint: str) -> bool:
         and known.get("step") == "loaded"
         and known.get("fingerprint") == fingerprint
         and kexec.crash_loaded()
+        and image.is_in_memory(known.get("marker")) is not False
     )
 
 
@@ -243,7 +244,7 @@ def _load_image(
     cmdline = plan.cmdline.encode() if plan.cmdline else b""
     padding = align_up(len(files.initramfs), 4) - len(files.initramfs)
     initramfs = files.initramfs + bytes(padding) + load_archive(plan.load_variables)
-    record = {
+    record: dict[str, Any] = {
         "step": "loading",
         "fingerprint": fingerprint,
         "kernel": str(files.kernel_path),
@@ -266,6 +267,9 @@ def _load_image(
             cmdline=cmdline,
             wait_seconds=plan.dma_wait_seconds,
         )
+    if plan.layout is not None:
+        params = plan.layout.segment("boot_params")
+        record["marker"] = image.marker(params.start, segments["boot_params"])
     previous = state.loaded
     state.set_loaded(record)
     try:
