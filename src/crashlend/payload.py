@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -31,10 +30,6 @@ class Files:
     initramfs_path: Path
     initramfs: bytes
     payload: Payload
-
-    def digest(self) -> str:
-        """SHA-256 over both files."""
-        return hashlib.sha256(self.kernel + self.initramfs).hexdigest()
 
 
 def find_kernel(settings: Settings, release: str, root: Path = Path("/")) -> Path:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Whose crash image is loaded: the kernel only says whether there is one.
+"""The crash image: its bytes, loading it, and whose image is loaded.
 
-Other programs load crash kernels too (kdump-tools reloads on memory hotplug, which lending causes).
+The kernel only says whether there is one. Other programs load crash kernels too (kdump-tools reloads on memory hotplug, which lending causes).
 So a load records where its boot_params lie and their digest, and this looks at them again, through
 /proc/kcore, which shows the reservation as part of the direct mapping.
 """
@@ -9,14 +9,99 @@ So a load records where its boot_params lie and their digest, and this looks at 
 from __future__ import annotations
 
 import hashlib
+import os
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Optional
+from typing import TYPE_CHECKING, Any, Optional
 
+from crashlend.arch import Layout, for_machine
+from crashlend.capture.initramfs import load_archive
 from crashlend.errors import CrashlendError
 from crashlend.formats import elfcore
 from crashlend.hostfiles import HostFiles, TreeFiles
+from crashlend.ranges import align_up
+from crashlend.system import kexec
+
+if TYPE_CHECKING:
+    from crashlend.facts import Facts
+    from crashlend.payload import Files
+    from crashlend.plan import Plan
 
 KCORE = "/proc/kcore"
+
+
+@dataclass(frozen=True)
+class CrashImage:
+    """All bytes of one load. ``layout`` is None where the kernel itself places the segments."""
+
+    layout: Optional[Layout]
+    segments: dict[str, bytes]
+    kernel: bytes
+    initramfs: bytes
+    cmdline: bytes
+
+    def fingerprint(self) -> str:
+        """What tells one image from another: every byte of it and where it goes."""
+        digest = hashlib.sha256()
+        if self.layout is None:
+            for part in (self.kernel, self.initramfs, self.cmdline):
+                digest.update(hashlib.sha256(part).digest())
+        else:
+            for segment in self.layout.segments:
+                digest.update(f"{segment}\n".encode())
+                digest.update(hashlib.sha256(self.segments[segment.name]).digest())
+        return digest.hexdigest()
+
+    def marker(self) -> Optional[dict[str, Any]]:
+        """What to look for in memory later; None where nothing is known of the places."""
+        if self.layout is None:
+            return None
+        return marker(self.layout.segment("boot_params").start, self.segments["boot_params"])
+
+    def load(self) -> None:
+        """Hand it to the kernel. CrashlendError tells its errno in words."""
+        if self.layout is None:
+            _load_by_file(self.kernel, self.initramfs, self.cmdline)
+        else:
+            kexec.load(
+                self.layout.segment("entry").start,
+                [(s, self.segments[s.name]) for s in self.layout.segments],
+            )
+
+
+def build_image(plan: Plan, facts: Facts, files: Files) -> CrashImage:
+    """Make the bytes that a complete plan describes."""
+    cmdline = plan.cmdline.encode() if plan.cmdline else b""
+    padding = align_up(len(files.initramfs), 4) - len(files.initramfs)
+    initramfs = files.initramfs + bytes(padding) + load_archive(plan.load_variables)
+    segments: dict[str, bytes] = {}
+    if plan.layout is not None:
+        segments = for_machine(plan.arch).build_segments(
+            facts,
+            files.payload.image,
+            plan.layout,
+            kernel_file=files.kernel,
+            initramfs=initramfs,
+            cmdline=cmdline,
+            wait_seconds=plan.dma_wait_seconds,
+        )
+    return CrashImage(plan.layout, segments, files.kernel, initramfs, cmdline)
+
+
+def _load_by_file(kernel: bytes, initramfs: bytes, cmdline: bytes) -> None:
+    """kexec_file_load takes file descriptors: both files go into memory files."""
+    fds = []
+    try:
+        for name, data in (("kernel", kernel), ("initramfs", initramfs)):
+            fd = os.memfd_create(name)
+            fds.append(fd)
+            view = memoryview(data)
+            while view:
+                view = view[os.write(fd, view) :]
+        kexec.load_file(fds[0], fds[1], cmdline)
+    finally:
+        for fd in fds:
+            os.close(fd)
 
 
 def marker(start: int, data: bytes) -> dict[str, Any]:

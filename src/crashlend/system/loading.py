@@ -7,26 +7,21 @@ is touched, and blocks go back to production only when no loaded image uses them
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import signal
 import threading
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Callable, Optional
+from typing import TYPE_CHECKING, Any, Callable
 
-from crashlend.arch import for_machine
-from crashlend.capture.initramfs import load_archive
 from crashlend.errors import CrashlendError, Terminated
 from crashlend.facts import Facts, read_facts
 from crashlend.hostfiles import TreeFiles
-from crashlend.jsonable import to_json
 from crashlend.plan import Plan, make_plan
-from crashlend.ranges import align_up
 from crashlend.sizes import mib
-from crashlend.system import image, kexec, lending
+from crashlend.system import kexec, lending
+from crashlend.system.image import CrashImage, build_image, is_in_memory
 from crashlend.system.memory_blocks import MemoryBlocks
 from crashlend.system.state import State, locked
 
@@ -98,10 +93,10 @@ def load(
                     f"{mib(plan.lent.size)} of the {mib(settings.lend_min)} that lend_min demands",
                     hint="lower lend_min, or see `crashlend plan` for what is in the way",
                 )
-            fingerprint = _fingerprint(plan, files)
-            already = not again and _is_loaded(state, fingerprint)
+            crash_image = build_image(plan, facts, files)
+            already = not again and _is_loaded(state, crash_image)
             if not already:
-                _load_image(plan, facts, files, settings, state, fingerprint)
+                _load_image(plan, crash_image, files, state)
         except BaseException:
             # what was lent just now goes back, unless an image that uses it may be loaded;
             # blocks of earlier runs are left alone
@@ -212,41 +207,23 @@ def _give_back(
     return tuple(kept)
 
 
-def _fingerprint(plan: Plan, files: Files) -> str:
-    """What tells one image from another: all that goes into it, and nothing else of the plan."""
-    parts = {
-        "layout": to_json(plan.layout),
-        "cmdline": to_json(plan.cmdline and plan.cmdline.line),
-        "variables": plan.load_variables,
-        "syscall": plan.syscall,
-        "wait": plan.dma_wait_seconds,
-        "lent": plan.lent.to_json(),
-    }
-    text = json.dumps(parts, sort_keys=True) + files.digest()
-    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
-
-
-def _is_loaded(state: State, fingerprint: str) -> bool:
-    known: Optional[dict[str, object]] = state.loaded
+def _is_loaded(state: State, crash_image: CrashImage) -> bool:
+    known = state.loaded
     return (
         known is not None
         and known.get("step") == "loaded"
-        and known.get("fingerprint") == fingerprint
+        and known.get("fingerprint") == crash_image.fingerprint()
         and kexec.crash_loaded()
-        and image.is_in_memory(known.get("marker")) is not False
+        and is_in_memory(known.get("marker")) is not False
     )
 
 
-def _load_image(
-    plan: Plan, facts: Facts, files: Files, settings: Settings, state: State, fingerprint: str
-) -> None:
-    """Load what the plan says; where a failure leaves no image, the error says so."""
-    cmdline = plan.cmdline.encode() if plan.cmdline else b""
-    padding = align_up(len(files.initramfs), 4) - len(files.initramfs)
-    initramfs = files.initramfs + bytes(padding) + load_archive(plan.load_variables)
+def _load_image(plan: Plan, crash_image: CrashImage, files: Files, state: State) -> None:
+    """Load the image; where a failure leaves none at all, the error says so."""
     record: dict[str, Any] = {
         "step": "loading",
-        "fingerprint": fingerprint,
+        "fingerprint": crash_image.fingerprint(),
+        "marker": crash_image.marker(),
         "kernel": str(files.kernel_path),
         "lender": plan.lender,
         "lent": plan.lent.to_json(),
@@ -255,31 +232,10 @@ def _load_image(
         "crash_kernel_bytes": plan.costs.crash_kernel_bytes,
         "dump_level": plan.dump_level,
     }
-    arch = for_machine(plan.arch)
-    segments: dict[str, bytes] = {}
-    if plan.layout is not None:
-        segments = arch.build_segments(
-            facts,
-            files.payload.image,
-            plan.layout,
-            kernel_file=files.kernel,
-            initramfs=initramfs,
-            cmdline=cmdline,
-            wait_seconds=plan.dma_wait_seconds,
-        )
-    if plan.layout is not None:
-        params = plan.layout.segment("boot_params")
-        record["marker"] = image.marker(params.start, segments["boot_params"])
     previous = state.loaded
     state.set_loaded(record)
     try:
-        if plan.layout is None:
-            _load_by_file(files.kernel, initramfs, cmdline)
-        else:
-            layout = plan.layout
-            kexec.load(
-                layout.segment("entry").start, [(s, segments[s.name]) for s in layout.segments]
-            )
+        crash_image.load()
         if not kexec.crash_loaded():
             raise CrashlendError("the crash kernel is not loaded", "the kernel says so afterwards")
     except CrashlendError as error:
@@ -289,19 +245,3 @@ def _load_image(
             error.hint = f"{error.hint}; there is no crash kernel loaded now".lstrip("; ")
         raise
     state.set_loaded({**record, "step": "loaded"})
-
-
-def _load_by_file(kernel: bytes, initramfs: bytes, cmdline: bytes) -> None:
-    """kexec_file_load takes file descriptors: both files go into memory files."""
-    fds = []
-    try:
-        for name, data in (("kernel", kernel), ("initramfs", initramfs)):
-            fd = os.memfd_create(name)
-            fds.append(fd)
-            view = memoryview(data)
-            while view:
-                view = view[os.write(fd, view) :]
-        kexec.load_file(fds[0], fds[1], cmdline)
-    finally:
-        for fd in fds:
-            os.close(fd)
