@@ -150,7 +150,7 @@ def test_a_missing_file_is_an_error(
         ({"reservations": []}, [], 1, "no memory is reserved", "crashkernel=1G,cma"),
         (
             {"reservations": [(RESERVATION[0], RESERVATION[0] + 24 * MIB)]},
-            [],
+            ["--placement", "reserved"],
             1,
             "it has 24.0 MiB; the crash kernel needs",
             "crashkernel=",

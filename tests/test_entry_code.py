@@ -62,6 +62,7 @@ class Timers:
     ports: set[int] = field(default_factory=set)
     writes: list[tuple[int, int]] = field(default_factory=list)
     tsc: int = 1 << 40
+    first_write: list[int] = field(default_factory=list)
 
     def read(self, port: int, size: int) -> int:
         self.ports.add(port)
@@ -119,17 +120,35 @@ def run(
     port: int | None = PM_PORT,
     seconds: float = 0.01,
     at: int = CODE,
+    copy: tuple[int, int, int] = (0, 0, 0),
+    stored: bytes = b"",
 ) -> End:
     """Run the code with a hostile start state up to the kernel's entry."""
     timers = timers or Timers()
     code = entry_code(
-        kernel_entry=KERNEL, boot_params=PARAMS, wait_seconds=seconds, pm_timer_port=port
+        kernel_entry=KERNEL,
+        boot_params=PARAMS,
+        wait_seconds=seconds,
+        pm_timer_port=port,
+        copy=copy,
     )
     cpu = unicorn.Uc(unicorn.UC_ARCH_X86, unicorn.UC_MODE_64)
     cpu.mem_map(at, MEMORY_BYTES)  # touching any other memory is an error
     cpu.mem_write(at, code)
     cpu.mem_map(KERNEL & ~0xFFF, 0x1000)
     cpu.mem_write(KERNEL, b"\xf4")
+    if stored:
+        for place in copy[:2]:
+            cpu.mem_map(place, -(-len(stored) // 4096) * 4096)
+        cpu.mem_write(copy[0], stored)
+        written: list[int] = []
+        cpu.hook_add(
+            unicorn.UC_HOOK_MEM_WRITE,
+            lambda *a: written.append(timers.pm_passed),
+            begin=copy[1],
+            end=copy[1] + len(stored),
+        )
+        timers.first_write = written
     cpu.reg_write(reg.UC_X86_REG_RSP, 0xDEAD_0000)
     cpu.reg_write(reg.UC_X86_REG_EFLAGS, 0x602)  # IF and DF set
     for name in ("RAX", "RBX", "RCX", "RDX", "RSI", "RDI", "RBP", "R8", "R9"):
@@ -186,6 +205,16 @@ def test_the_kernel_is_entered_as_the_boot_protocol_demands() -> None:
     end = run()
     assert_entered(end)
     assert {end.registers[name] for name in ("RBX", "RCX", "RDX", "RDI")} == {0}
+
+
+@pytest.mark.parametrize("size", [8, 4096, 3 * 4096 + 5])
+def test_the_kernel_is_copied_to_lent_memory_after_the_wait(size: int) -> None:
+    """Every stored byte arrives, and lent memory is not touched before the time is over."""
+    stored = bytes(i * 7 % 251 for i in range(size))
+    end = run(Timers(pm_step=400), copy=(0x9000_0000, 0x1_4000_0000, size), stored=stored)
+    assert_entered(end)
+    assert end.cpu.mem_read(0x1_4000_0000, size) == stored
+    assert min(end.timers.first_write) >= ticks(0.01)
 
 
 @pytest.mark.parametrize("seconds", [0.01, 0.5])
@@ -311,8 +340,10 @@ def test_no_timer_is_given_less_than_the_time(seconds: float) -> None:
     code = entry_code(
         kernel_entry=KERNEL, boot_params=PARAMS, wait_seconds=seconds, pm_timer_port=PM_PORT
     )
-    entry, params, pm, rounds, cycles, port = PARAMETERS.unpack_from(code, PARAMETERS_OFFSET)
+    fields = PARAMETERS.unpack_from(code, PARAMETERS_OFFSET)
+    entry, params, pm, rounds, cycles, *copy, port = fields
     assert (entry, params, port) == (KERNEL, PARAMS, PM_PORT)
+    assert copy == [0, 0, 0]
     assert seconds <= pm / 3_579_545 < seconds + 1e-6
     # in mode 0 the output rises one clock after the count
     assert seconds <= rounds * (PIT_ROUND_COUNT + 1) / 1_193_182

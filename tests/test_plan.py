@@ -29,7 +29,7 @@ from build import (
     facts,
     payload,
 )
-from crashlend.arch import x86_64
+from crashlend.arch import MapEntry, x86_64
 from crashlend.config import Settings
 from crashlend.errors import CrashlendError, RefusedError
 from crashlend.facts import Facts, MemoryBlock, Refusal
@@ -106,8 +106,10 @@ def assert_invariants(plan: Plan, some: Facts) -> None:
     for a, b in combinations(layout.segments, 2):
         assert a.end <= b.start or b.end <= a.start
     kernel = layout.segment("kernel")
-    assert kernel.start % PAYLOAD.image.alignment == 0
-    assert kernel.memory_bytes >= PAYLOAD.image.init_size
+    if layout.placement == "reserved":
+        assert kernel.start == layout.kernel_runs_at
+        assert kernel.memory_bytes >= PAYLOAD.image.init_size
+    assert layout.kernel_runs_at % PAYLOAD.image.alignment == 0
     free = main.size - sum(s.memory_bytes for s in layout.segments)
     assert free >= layout.control_pages * PAGE
     assert min(s.start for s in layout.segments) - main.start >= layout.control_pages * PAGE
@@ -343,14 +345,73 @@ def test_no_reservation_names_the_words_to_boot_with() -> None:
 def test_a_small_reservation_is_refused_with_both_figures() -> None:
     """The message has what there is and what is needed; the hint is enough, a MiB less is not."""
     with pytest.raises(CrashlendError, match=r"it has 32\.0 MiB; .* needs \d") as caught:
-        plan_of(facts(reservations=[(RESERVATION[0], RESERVATION[0] + 32 * MIB)]))
+        plan_of(
+            facts(reservations=[(RESERVATION[0], RESERVATION[0] + 32 * MIB)]),
+            placement="reserved",
+        )
     word = next(w for w in caught.value.hint.split() if w.startswith("crashkernel="))
     needed = int(word[len("crashkernel=") : -1])
     start = RESERVATION[0]
     some = facts(reservations=[(start, start + needed * MIB)])
-    assert_invariants(plan_of(some), some)
+    assert_invariants(plan_of(some, placement="reserved"), some)
     with pytest.raises(CrashlendError, match="too small"):
-        plan_of(facts(reservations=[(start, start + (needed - 1) * MIB)]))
+        plan_of(facts(reservations=[(start, start + (needed - 1) * MIB)]), placement="reserved")
+
+
+def small(size: int) -> Facts:
+    """The host with a reservation of ``size`` bytes."""
+    return facts(reservations=[(RESERVATION[0], RESERVATION[0] + size)])
+
+
+def test_the_kernel_runs_in_the_reservation_whenever_it_fits() -> None:
+    """``auto`` keeps it away from late DMA, and goes to lent memory only where it must."""
+    assert layout_of(plan_of()).placement == "reserved"
+    assert layout_of(plan_of(small(32 * MIB))).placement == "lent"
+    with pytest.raises(CrashlendError, match="too small"):
+        plan_of(small(32 * MIB), lend=0)
+
+
+def test_in_lent_memory_only_stored_bytes_are_in_the_reservation() -> None:
+    """The kernel's segment has its stored bytes; it runs in one lent range that holds init_size."""
+    some = small(32 * MIB)
+    plan = plan_of(some, placement="lent")
+    layout = layout_of(plan)
+    assert_invariants(plan, some)
+    kernel = layout.segment("kernel")
+    assert kernel.memory_bytes - kernel.stored_bytes < PAGE
+    room = Ranges([(layout.kernel_runs_at, layout.kernel_runs_at + PAYLOAD.image.init_size)])
+    assert plan.lent.covers(room)
+    assert layout.kernel_runs_at % PAYLOAD.image.alignment == 0
+    assert layout.required_bytes < PAYLOAD.image.init_size
+
+
+def test_lent_ranges_too_short_for_the_kernel_are_said() -> None:
+    """Placement ``lent`` needs one piece of init_size; nothing lent is no piece at all."""
+    with pytest.raises(CrashlendError, match="in one piece"):
+        plan_of(placement="lent", lend=0)
+
+
+def test_an_image_that_must_stay_low_lands_below_4_gib() -> None:
+    """An image without XLF_CAN_BE_LOADED_ABOVE_4G gets its place in low lent memory, or none."""
+    low = replace(PAYLOAD.image, above_4g=False)
+    entries = [MapEntry(GIB, 2 * GIB, "System RAM"), MapEntry(5 * GIB, 6 * GIB, "System RAM")]
+    both = Ranges((e.start, e.end) for e in entries)
+    found = x86_64.landing_zone(low, entries, both)
+    assert found is not None
+    assert GIB <= found < 2 * GIB
+    assert x86_64.landing_zone(low, entries[1:], both) is None
+    high = x86_64.landing_zone(PAYLOAD.image, entries, both)
+    assert high is not None
+    assert high >= 5 * GIB
+
+
+def test_the_decompressor_sees_128_entries_of_the_map() -> None:
+    """A lent range that stands later in the map is no place for the kernel."""
+    entries = [MapEntry(n * GIB, n * GIB + 4096, "System RAM") for n in range(1, 129)]
+    late = MapEntry(200 * GIB, 201 * GIB, "System RAM")
+    lent = Ranges([(late.start, late.end)])
+    assert x86_64.landing_zone(PAYLOAD.image, [*entries[:127], late], lent) is not None
+    assert x86_64.landing_zone(PAYLOAD.image, [*entries, late], lent) is None
 
 
 @given(st.integers(0, 300), st.integers(0, 15), st.integers(1, 40))

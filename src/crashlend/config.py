@@ -226,6 +226,12 @@ class Settings:
     syscall: str = _setting(
         "auto", Choice(("auto", "load", "file")), "kexec_load (load) or kexec_file_load (file)"
     )
+    placement: str = _setting(
+        "auto",
+        Choice(("auto", "reserved", "lent")),
+        "where the crash kernel runs: in the reservation whenever it fits there (auto), or in lent "
+        "memory, which takes the smallest reservation but is exposed to late DMA",
+    )
     append: str = _setting(
         "", Text(), "extra words for the crash kernel's command line", unset="none"
     )

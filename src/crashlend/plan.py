@@ -193,7 +193,9 @@ def _complete(plan: Plan, facts: Facts, settings: Settings, payload: Payload) ->
         append=settings.append,
         limit=limit,
     )
-    layout = arch.lay_out(facts, payload.image, initramfs_bytes, len(cmdline.encode()), plan.lent)
+    layout = arch.lay_out(
+        facts, payload.image, initramfs_bytes, len(cmdline.encode()), plan.lent, settings.placement
+    )
     size = sum(e.end - e.start for e in layout.memory_map if e.kind == arch.RAM)
     return replace(
         plan,

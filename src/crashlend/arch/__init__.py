@@ -54,7 +54,7 @@ class Layout:
     """Where everything lies in the reservation, and what the crash kernel is told.
 
     ``control_pages`` is how many pages the kernel takes for itself at most, ``required_bytes``
-    how large the reservation must be for all of it.
+    how large the reservation must be for all of it. ``placement`` is ``reserved`` or ``lent``.
     """
 
     segments: tuple[Segment, ...]
@@ -64,6 +64,8 @@ class Layout:
     setup_data_phys: int
     control_pages: int
     required_bytes: int
+    placement: str
+    kernel_runs_at: int
 
     def segment(self, name: str) -> Segment:
         """The segment of that name; StopIteration when there is none."""
@@ -94,6 +96,7 @@ class Architecture(Protocol):
         initramfs_bytes: int,
         cmdline_bytes: int,
         lent: Ranges,
+        placement: str,
     ) -> Layout: ...
     def build_segments(
         self,

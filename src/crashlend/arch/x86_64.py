@@ -139,18 +139,33 @@ def core_header_segment(reservation: Range, headers: Sequence[ProgramHeader]) ->
 
 
 def lay_out(
-    facts: Facts, image: BzImage, initramfs_bytes: int, cmdline_bytes: int, lent: Ranges
+    facts: Facts,
+    image: BzImage,
+    initramfs_bytes: int,
+    cmdline_bytes: int,
+    lent: Ranges,
+    placement: str,
 ) -> Layout:
-    """Place every segment, the kernel running in the reservation (placement ``reserved``).
+    """Place every segment.
 
-    All segments stand at the top, the hole for the kernel's control pages is at the bottom:
-    then nothing the crash kernel's decompressor writes to can hold the page tables it runs on.
+    ``placement`` says where the crash kernel runs: ``reserved``, out of reach of late DMA; ``lent``,
+    so that the reservation must hold its stored bytes alone and not the several times larger room
+    in which it unpacks itself; ``auto``, reserved whenever it fits.
+
+    All segments stand at the top, the hole for the kernel's control pages is at the bottom: then
+    nothing the crash kernel's decompressor writes to can hold the page tables it runs on.
     CrashlendError when there is no reservation, when it is too small (with the bytes needed), or
     when the image can't run there.
     """
     reservation = main_reservation(facts)
     if reservation is None:
         raise no_reservation()
+    if "la57" in facts.cpu_flags and not image.five_level:
+        raise CrashlendError(
+            "cannot load this kernel",
+            "the processor runs with 5-level page tables, which this image does not know",
+            hint="use a kernel with CONFIG_X86_5LEVEL, or boot production with no5lvl",
+        )
     headers = exclude_from_vmcore(facts, lent)
     core = core_header_segment(reservation, headers)
     memory_map = include_in_memory_map(facts, core, lent)
@@ -160,52 +175,98 @@ def lay_out(
     params_bytes = bootparams.SIZE + align_up(cmdline_bytes + 1, 16) + setup_data
     code_bytes = len(entry_code(kernel_entry=0, boot_params=0, wait_seconds=0, pm_timer_port=None))
     at = core.start
-    segments = [core]
+    above = [core]
     for name, stored, memory in (
         ("boot_params", params_bytes, params_bytes),
         ("entry", code_bytes, MEMORY_BYTES),
         ("initramfs", initramfs_bytes, initramfs_bytes),
     ):
         at -= align_up(memory, PAGE)
-        segments.append(Segment(name, at, stored, align_up(memory, PAGE)))
-    upper = reservation.end - at
-    run_bytes = align_up(image.init_size, PAGE)
-    start = align_down(at - run_bytes, image.alignment)
-    segments.append(Segment("kernel", start, image.kernel_bytes, run_bytes))
+        above.append(Segment(name, at, stored, align_up(memory, PAGE)))
 
-    control = control_pages(facts, [*segments])
-    lowest = align_up(reservation.start + control * PAGE, image.alignment)
-    required = lowest - reservation.start + run_bytes + upper
-    if start < lowest or reservation.size < required:
-        raise CrashlendError(
-            "the reservation is too small",
-            f"it has {reservation.size / MIB:.1f} MiB; the crash kernel needs "
-            f"{required / MIB:.1f} MiB in it ({image.init_size / MIB:.1f} to start, "
-            f"{initramfs_bytes / MIB:.1f} for its initramfs)",
-            hint=f"boot with crashkernel={align_up(required, MIB) // MIB}M or more",
+    landing = landing_zone(image, memory_map, lent)
+    ways = {
+        "reserved": _kernel_runs_where_it_is(reservation, image, at),
+        "lent": _kernel_is_copied(image, at, landing) if landing is not None else None,
+    }
+    order = ("reserved", "lent") if placement == "auto" else (placement,)
+    shortest: Optional[int] = None
+    for name in order:
+        way = ways[name]
+        if way is None:
+            continue
+        kernel, runs_at, alignment = way
+        segments = [*above, kernel]
+        control = control_pages(facts, segments)
+        lowest = align_up(reservation.start + control * PAGE, alignment)
+        required = lowest - reservation.start + kernel.memory_bytes + reservation.end - at
+        shortest = required if shortest is None else min(shortest, required)
+        if kernel.start < lowest or reservation.size < required:
+            continue
+        if runs_at + image.init_size > 4 * GIB and not image.above_4g:
+            raise CrashlendError(
+                "cannot load this kernel",
+                "the reservation lies above 4 GiB, where this image can't run",
+                hint="reserve memory without ,high, or use a kernel with CONFIG_RELOCATABLE",
+            )
+        params = next(s for s in segments if s.name == "boot_params")
+        return Layout(
+            segments=tuple(sorted(segments, key=lambda s: s.start)),
+            memory_map=memory_map,
+            program_headers=headers,
+            cmdline_phys=params.start + bootparams.SIZE,
+            setup_data_phys=params.start + bootparams.SIZE + align_up(cmdline_bytes + 1, 16),
+            control_pages=control,
+            required_bytes=required,
+            placement=name,
+            kernel_runs_at=runs_at,
         )
-    if start + run_bytes > 4 * GIB and not image.above_4g:
+    if shortest is None:
         raise CrashlendError(
-            "cannot load this kernel",
-            "the reservation lies above 4 GiB, where this image can't run",
-            hint="reserve memory without ,high, or use a kernel with CONFIG_RELOCATABLE",
+            "the crash kernel cannot run in lent memory",
+            f"no lent range has {image.init_size / MIB:.1f} MiB in one piece for it",
+            hint="lend more, or use --placement reserved",
         )
-    if "la57" in facts.cpu_flags and not image.five_level:
-        raise CrashlendError(
-            "cannot load this kernel",
-            "the processor runs with 5-level page tables, which this image does not know",
-            hint="use a kernel with CONFIG_X86_5LEVEL, or boot production with no5lvl",
-        )
-    params = next(s for s in segments if s.name == "boot_params")
-    return Layout(
-        segments=tuple(sorted(segments, key=lambda s: s.start)),
-        memory_map=memory_map,
-        program_headers=headers,
-        cmdline_phys=params.start + bootparams.SIZE,
-        setup_data_phys=params.start + bootparams.SIZE + align_up(cmdline_bytes + 1, 16),
-        control_pages=control,
-        required_bytes=required,
+    raise CrashlendError(
+        "the reservation is too small",
+        f"it has {reservation.size / MIB:.1f} MiB; the crash kernel needs "
+        f"{shortest / MIB:.1f} MiB in it ({initramfs_bytes / MIB:.1f} for its initramfs, "
+        f"{image.init_size / MIB:.1f} to start, {image.kernel_bytes / MIB:.1f} if it starts in "
+        "lent memory)",
+        hint=f"boot with crashkernel={align_up(shortest, MIB) // MIB}M or more"
+        + ("" if lent else ", or lend memory: --lend 1G"),
     )
+
+
+def _kernel_runs_where_it_is(
+    reservation: Range, image: BzImage, end: int
+) -> Optional[tuple[Segment, int, int]]:
+    """The kernel's segment below ``end``, with room to unpack; where it runs; its alignment."""
+    run_bytes = align_up(image.init_size, PAGE)
+    start = align_down(end - run_bytes, image.alignment)
+    return Segment("kernel", start, image.kernel_bytes, run_bytes), start, image.alignment
+
+
+def _kernel_is_copied(image: BzImage, end: int, landing: int) -> tuple[Segment, int, int]:
+    """The kernel's segment below ``end``, as stored; where it will run; its alignment."""
+    stored = align_up(image.kernel_bytes, PAGE)
+    return Segment("kernel", end - stored, image.kernel_bytes, stored), landing, PAGE
+
+
+def landing_zone(image: BzImage, memory_map: Sequence[MapEntry], lent: Ranges) -> Optional[int]:
+    """Where in lent memory the kernel can unpack itself: ``init_size`` bytes in one piece.
+
+    Above 16 MiB, aligned, below 4 GiB where the image must be, and in one of the map's first 128
+    entries: the decompressor sees no others (boot_params holds no more). The highest such place,
+    which leaves low memory to drivers that need it.
+    """
+    seen = Ranges((e.start, e.end) for e in memory_map[: bootparams.E820_MAX] if e.kind == RAM)
+    usable = lent & seen & Ranges([(LENDABLE_FROM, 1 << 52 if image.above_4g else 4 * GIB)])
+    for r in reversed(list(usable)):
+        start = align_down(r.end - align_up(image.init_size, PAGE), image.alignment)
+        if start >= r.start:
+            return start
+    return None
 
 
 def no_reservation() -> CrashlendError:
@@ -279,10 +340,13 @@ def build_segments(
         "kernel": kernel_file[image.kernel_offset : image.kernel_offset + image.kernel_bytes],
         "initramfs": initramfs,
         "entry": entry_code(
-            kernel_entry=kernel.start + ENTRY_64_OFFSET,
+            kernel_entry=layout.kernel_runs_at + ENTRY_64_OFFSET,
             boot_params=params.start,
             wait_seconds=wait_seconds,
             pm_timer_port=facts.pm_timer_port,
+            copy=(kernel.start, layout.kernel_runs_at, kernel.memory_bytes)
+            if layout.kernel_runs_at != kernel.start
+            else (0, 0, 0),
         ),
         "boot_params": page + line + setup_data,
         "elfcorehdr": elfcore.build_core_header(layout.program_headers),

@@ -18,7 +18,16 @@ from crashlend.payload import Files, find_kernel, read_files
 if TYPE_CHECKING:
     import argparse
 
-LENDING = ("lend", "lender", "lend_min", "lend_share", "block_deadline", "syscall", "dma_wait")
+LENDING = (
+    "lend",
+    "lender",
+    "lend_min",
+    "lend_share",
+    "block_deadline",
+    "syscall",
+    "placement",
+    "dma_wait",
+)
 PAYLOAD = ("kernel", "initramfs", "append")
 CAPTURE = ("dump_level", "allow_missing_user_data", "target", "path", "final_action", "hooks")
 

@@ -52,6 +52,12 @@ def _add_trial_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--lend", type=_size, metavar="SIZE", help="instead of the ,cma word")
     parser.add_argument("--syscall", choices=("auto", "load", "file"), default="auto")
     parser.add_argument(
+        "--placement",
+        choices=("auto", "reserved", "lent"),
+        default="auto",
+        help="where the crash kernel runs",
+    )
+    parser.add_argument(
         "--crash",
         default="sysrq",
         metavar="KIND",
@@ -129,6 +135,7 @@ def trial_spec(args: argparse.Namespace) -> Spec:
         lender=args.lender,
         lend_bytes=args.lend,
         syscall=args.syscall,
+        placement=args.placement,
         crash=args.crash,
         dump_level=args.dump_level,
         allow_missing_user_data=args.allow_missing_user_data,

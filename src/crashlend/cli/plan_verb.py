@@ -88,6 +88,12 @@ def cost_rows(plan: Plan) -> list[tuple[str, str]]:
         rows.append(("the crash kernel has", mib(costs.crash_kernel_bytes)))
     if costs.required_bytes is not None:
         rows.append(("needed in the reservation", mib(costs.required_bytes)))
+    if plan.layout is not None:
+        where = {
+            "reserved": "in the reservation, out of reach of late DMA",
+            "lent": f"in lent memory, at {plan.layout.kernel_runs_at:#x}: copied after the wait",
+        }
+        rows.append(("the crash kernel runs", where[plan.layout.placement]))
     rows.append(("loaded by", "kexec_file_load" if plan.syscall == "file" else "kexec_load"))
     rows.append(("waits for DMA", f"{plan.dma_wait_seconds:g} s: {plan.dma_wait_reason}"))
     return rows

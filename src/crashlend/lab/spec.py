@@ -41,6 +41,7 @@ class Spec:
     lend_bytes: int | None = None
     least_lent_bytes: int | None = None
     syscall: str = "auto"
+    placement: str = "auto"
     crash: str = "sysrq"
     dump_level: int = 31
     allow_missing_user_data: bool = False

@@ -138,6 +138,21 @@ SUITE = (
         {"cpus": 4, "crash": "sysrq-cpu3"},
     ),
     Trial(
+        "tiny-6.1",
+        "16M reserved: only stored bytes are in it, the kernel unpacks itself in lent memory",
+        "6.1",
+        {"cmdline": "crashkernel=1G,cma crashkernel=16M", "placement": "lent"},
+        quick=False,
+    ),
+    Trial(
+        "tiny-cma-7.3",
+        "the same in the kernel's own ,cma range",
+        "7.3",
+        {"cmdline": "crashkernel=1G,cma crashkernel=20M", "placement": "lent"},
+        lender="cma",
+        quick=False,
+    ),
+    Trial(
         "movable-7.3",
         "movable memory on a kernel that has ,cma but was not asked for it",
         "7.3",

@@ -257,7 +257,7 @@ def complete_words(spec: Spec, words: Sequence[str]) -> list[str]:
         return [*words, *(["--json"] if words[0] in ("status", "unload") else [])]
     out = [words[0], "--json", "--path", "/lab/crash", "--hooks", "/lab/hooks"]
     out += ["--dump-level", str(spec.dump_level), "--dma-wait", f"{spec.dma_wait:g}"]
-    out += ["--lender", spec.lender, "--syscall", spec.syscall]
+    out += ["--lender", spec.lender, "--syscall", spec.syscall, "--placement", spec.placement]
     if not spec.build_in_guest:
         out += ["--initramfs", "/lab/initramfs"]
     if spec.lend_bytes is not None:

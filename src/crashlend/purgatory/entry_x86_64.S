@@ -20,6 +20,9 @@
  * timers do, the wait ends when the TSC has gained tsc_cycles, which no machine does too early:
  * a missing or broken timer neither hangs the crash nor skips the wait.
  *
+ * Last, where the plan says so, it copies the compressed kernel from the reservation into lent
+ * memory, where there is room for it to unpack itself.
+ *
  * The loader fills in the parameters at offset 16; entry_x86_64.py knows their layout.
  */
 	.set	PIT_CHANNEL2, 0x42
@@ -41,6 +44,9 @@ boot_params:	.quad	0
 pm_ticks:	.quad	0			/* how long to wait, in 3.579545 MHz ticks */
 pit_rounds:	.quad	0			/* the same in 50 ms rounds */
 tsc_cycles:	.quad	0			/* the same on the fastest TSC there is */
+copy_from:	.quad	0			/* the stored kernel, */
+copy_to:	.quad	0			/* where it shall run, */
+copy_quads:	.quad	0			/* and its size in 8 bytes; 0: it runs where it is */
 pm_port:	.long	0			/* I/O port of the PM timer, 0: none */
 		.long	0
 
@@ -162,6 +168,12 @@ pit_over:
 	jnz	pit_round
 
 done:
+	/* placement "lent": only now, after the wait, may lent memory be written */
+	movq	copy_from(%rip), %rsi
+	movq	copy_to(%rip), %rdi
+	movq	copy_quads(%rip), %rcx
+	rep movsq				/* none in the placement "reserved" */
+
 	movq	boot_params(%rip), %rsi
 	movq	kernel_entry(%rip), %rax
 	xorl	%ebx, %ebx
