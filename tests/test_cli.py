@@ -312,6 +312,9 @@ class FakeHost:
             (base / "valid_zones").write_text(zone or "none")
         (self.root / "sys/kernel/kexec_crash_loaded").write_text(f"{int(self.loaded)}\n")
 
+    def blocks(self) -> FakeBlocks:
+        return FakeBlocks(self.machine)
+
     def load_image(self, _entry: int, _segments: object) -> None:
         self.loads += 1
         self.loaded = False  # the kernel drops the old image first
@@ -327,6 +330,12 @@ class FakeHost:
 def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeHost:
     """Replace everything by which load and unload reach the running host."""
     some = FakeHost(tree(tmp_path, files={"/proc/kpageflags": None}), Machine())
+    put_in_place(some, monkeypatch)
+    return some
+
+
+def put_in_place(some: FakeHost, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make ``some`` the running host of the verbs."""
     low = dict.fromkeys(range(1, 24), "DMA32")
     some.machine.zone = {**low, **some.machine.zone}
 
@@ -338,14 +347,13 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeHost:
     monkeypatch.setattr(load_verb, "open_host", tree_files)
     monkeypatch.setattr(loading, "State", lambda: some.state)
     monkeypatch.setattr(loading, "locked", lambda: locked(some.root / "run/crashlend"))
-    monkeypatch.setattr(loading, "MemoryBlocks", lambda _bytes: FakeBlocks(some.machine))
+    monkeypatch.setattr(loading, "MemoryBlocks", lambda _bytes: some.blocks())
     monkeypatch.setattr(kexec, "load", some.load_image)
     monkeypatch.setattr(kexec, "unload", some.unload_image)
     monkeypatch.setattr(kexec, "crash_loaded", lambda: some.loaded)
     monkeypatch.setattr(kexec, "_call", None)  # whatever slips through fails
     monkeypatch.setattr(os, "geteuid", lambda: 0)
     monkeypatch.setattr(hosts, "config", _NoFiles(config))
-    return some
 
 
 class _NoFiles:

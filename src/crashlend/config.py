@@ -232,6 +232,12 @@ class Settings:
         "where the crash kernel runs: in the reservation whenever it fits there (auto), or in lent "
         "memory, which takes the smallest reservation but is exposed to late DMA",
     )
+    shrink_margin: Optional[int] = _setting(
+        None,
+        Size(),
+        "how much room load --shrink leaves for a payload that grows; 0 leaves none",
+        unset="a quarter of the payload, 4 MiB at least",
+    )
     append: str = _setting(
         "", Text(), "extra words for the crash kernel's command line", unset="none"
     )

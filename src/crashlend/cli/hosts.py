@@ -26,6 +26,7 @@ LENDING = (
     "block_deadline",
     "syscall",
     "placement",
+    "shrink_margin",
     "dma_wait",
 )
 PAYLOAD = ("kernel", "initramfs", "append")

@@ -58,6 +58,12 @@ def _add_trial_flags(parser: argparse.ArgumentParser) -> None:
         help="where the crash kernel runs",
     )
     parser.add_argument(
+        "--reserve",
+        choices=("keep", "auto", "exact"),
+        default="keep",
+        help="shrink the reservation to what is required and a margin (auto) or to that (exact)",
+    )
+    parser.add_argument(
         "--crash",
         default="sysrq",
         metavar="KIND",
@@ -136,6 +142,7 @@ def trial_spec(args: argparse.Namespace) -> Spec:
         lend_bytes=args.lend,
         syscall=args.syscall,
         placement=args.placement,
+        reserve=args.reserve,
         crash=args.crash,
         dump_level=args.dump_level,
         allow_missing_user_data=args.allow_missing_user_data,

@@ -13,6 +13,7 @@ from crashlend.cli.output import print_json, print_rows, progress
 from crashlend.cli.plan_verb import cost_rows, show_plan
 from crashlend.facts import read_facts
 from crashlend.hostfiles import open_host
+from crashlend.sizes import mib
 from crashlend.system import loading
 
 if TYPE_CHECKING:
@@ -22,6 +23,11 @@ if TYPE_CHECKING:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON (schema 1)")
     parser.add_argument("--dry-run", action="store_true", help="plan everything, change nothing")
+    parser.add_argument(
+        "--shrink",
+        action="store_true",
+        help="give back what of the reservation is not needed, until the next boot",
+    )
     config.add_flags(parser, (*LENDING, *PAYLOAD, *CAPTURE))
 
 
@@ -33,13 +39,16 @@ def run(args: argparse.Namespace, *, again: bool = False) -> int:
         plan = loading.check(facts, settings, get_files(facts.release).payload)
         print_json(plan.to_json()) if args.json else show_plan(plan, facts)
         return 0
-    done = loading.load(settings, get_files, say=progress, clock=time.monotonic, again=again)
+    done = loading.load(
+        settings, get_files, say=progress, clock=time.monotonic, again=again, shrink=args.shrink
+    )
     if args.json:
         print_json(
             {
                 "schema": 1,
                 "loaded": True,
                 "already": done.already,
+                "freed_bytes": done.freed_bytes,
                 "seconds": {"lend": done.lend_seconds, "load": done.load_seconds},
                 "refused": [{"block": r.index, "reason": r.reason} for r in done.refused],
                 "plan": done.plan.to_json(),
@@ -47,6 +56,8 @@ def run(args: argparse.Namespace, *, again: bool = False) -> int:
         )
         return 0
     print("the crash kernel was loaded already" if done.already else "the crash kernel is loaded")
+    if done.freed_bytes:
+        print(f"{mib(done.freed_bytes)} of the reservation are production's again")
     print_rows(cost_rows(done.plan))
     for note in done.plan.notes:
         print(f"note: {note}")

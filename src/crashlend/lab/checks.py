@@ -60,6 +60,7 @@ def _checks(spec: Spec, report: Report, plan: dict[str, Any], saved: Saved) -> I
     yield _lent_as_asked(spec, plan)
     yield from _given_back(report)
     yield from _idempotent(report)
+    yield from _shrunk(spec, report, plan)
     yield from _waited(report, plan)
     yield from _on_cpu(spec, saved)
     yield Check(
@@ -175,6 +176,22 @@ def _idempotent(report: Report) -> Iterator[Check]:
             yield Check(
                 "status finds the loaded image in memory", seen is True, f"verified: {seen}"
             )
+
+
+def _shrunk(spec: Spec, report: Report, plan: dict[str, Any]) -> Iterator[Check]:
+    """Production's MemTotal has grown by what the reservation lost, and the image still fits."""
+    if spec.reserve == "keep":
+        return
+    load = next((e for e in report.events if e.get("event") == "command"), {})
+    freed = (load.get("answer") or {}).get("freed_bytes", 0)
+    gained = load.get("mem_total", 0) - report.find("booted").get("mem_total", 0)
+    costs = plan.get("costs", {})
+    yield Check(
+        "the reservation shrank and production has the rest",
+        freed > 0 and gained >= freed * 0.98,
+        f"{mib(freed)} freed, MemTotal grew by {mib(gained)}; {mib(costs.get('taken_bytes') or 0)} "
+        f"stay, {mib(costs.get('required_bytes') or 0)} required",
+    )
 
 
 def _waited(report: Report, plan: dict[str, Any]) -> Iterator[Check]:

@@ -42,6 +42,7 @@ class Spec:
     least_lent_bytes: int | None = None
     syscall: str = "auto"
     placement: str = "auto"
+    reserve: str = "keep"
     crash: str = "sysrq"
     dump_level: int = 31
     allow_missing_user_data: bool = False

@@ -145,6 +145,21 @@ SUITE = (
         quick=False,
     ),
     Trial(
+        "shrink-6.1",
+        "a comfortable reservation shrinks to the payload and a margin; production has the rest",
+        "6.1",
+        {"cmdline": "crashkernel=1G,cma crashkernel=256M", "reserve": "auto"},
+        quick=False,
+    ),
+    Trial(
+        "shrink-exact-7.3",
+        "the same to the page, on the kernel's own ,cma range",
+        "7.3",
+        {"cmdline": "crashkernel=1G,cma crashkernel=256M", "reserve": "exact"},
+        lender="cma",
+        quick=False,
+    ),
+    Trial(
         "tiny-cma-7.3",
         "the same in the kernel's own ,cma range",
         "7.3",

@@ -90,7 +90,9 @@ class Outcome:
             "syscall": plan.get("syscall"),
             "dma_wait_seconds": plan.get("dma_wait_seconds"),
             "reservation": {
-                "before_bytes": costs.get("taken_bytes"),
+                "before_bytes": (costs.get("taken_bytes") or 0) + answer.get("freed_bytes", 0)
+                if costs
+                else None,
                 "after_bytes": costs.get("taken_bytes"),
                 "required_bytes": costs.get("required_bytes"),
             },
@@ -258,6 +260,10 @@ def complete_words(spec: Spec, words: Sequence[str]) -> list[str]:
     out = [words[0], "--json", "--path", "/lab/crash", "--hooks", "/lab/hooks"]
     out += ["--dump-level", str(spec.dump_level), "--dma-wait", f"{spec.dma_wait:g}"]
     out += ["--lender", spec.lender, "--syscall", spec.syscall, "--placement", spec.placement]
+    if spec.reserve != "keep":
+        out.append("--shrink")
+    if spec.reserve == "exact":
+        out += ["--shrink-margin", "0"]
     if not spec.build_in_guest:
         out += ["--initramfs", "/lab/initramfs"]
     if spec.lend_bytes is not None:

@@ -40,10 +40,10 @@ def load(entry: int, segments: Sequence[tuple[Segment, bytes]]) -> None:
     if len(segments) > MAX_SEGMENTS:
         raise CrashlendError("cannot load", f"{len(segments)} segments; the kernel takes 16")
     # the buffers must outlive the call: keep references to them
-    buffers = [ctypes.create_string_buffer(data, len(data)) for _, data in segments]
+    buffers = [ctypes.create_string_buffer(data, len(data) or 1) for _, data in segments]
     table = (_Segment * max(1, len(segments)))()
     for row, (segment, data), buffer in zip(table, segments, buffers):
-        row.buf = ctypes.cast(buffer, ctypes.c_void_p).value
+        row.buf = ctypes.cast(buffer, ctypes.c_void_p).value if data else None
         row.bufsz = len(data)
         row.mem = segment.start
         row.memsz = segment.memory_bytes

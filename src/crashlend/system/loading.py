@@ -13,14 +13,15 @@ import threading
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Callable
+from typing import TYPE_CHECKING, Any, Callable, Optional
 
 from crashlend.errors import CrashlendError, Terminated
 from crashlend.facts import Facts, read_facts
 from crashlend.hostfiles import TreeFiles
 from crashlend.plan import Plan, make_plan
+from crashlend.shrink import Shrink, plan_shrink
 from crashlend.sizes import mib
-from crashlend.system import kexec, lending
+from crashlend.system import kexec, lending, shrinking
 from crashlend.system.image import CrashImage, build_image, is_in_memory
 from crashlend.system.memory_blocks import MemoryBlocks
 from crashlend.system.state import State, locked
@@ -46,6 +47,7 @@ class Loaded:
     lend_seconds: float
     load_seconds: float
     refused: tuple[lending.Refused, ...]
+    freed_bytes: int = 0
 
 
 def require_root() -> None:
@@ -63,8 +65,12 @@ def load(
     say: Say,
     clock: Callable[[], float],
     again: bool = False,
+    shrink: bool = False,
 ) -> Loaded:
     """Lend memory and load the crash kernel. Idempotent: what is there already stays.
+
+    ``shrink``: also give back what of the reservation is not needed, once the kernel itself has
+    shown that the image fits in the rest.
 
     ``get_files`` reads (or builds) kernel and initramfs for a release, ``again`` loads even
     when the very same image is loaded. Raises what planning refuses, before anything was touched.
@@ -93,6 +99,10 @@ def load(
                     f"{mib(plan.lent.size)} of the {mib(settings.lend_min)} that lend_min demands",
                     hint="lower lend_min, or see `crashlend plan` for what is in the way",
                 )
+            shrunk = _shrink(facts, settings, files, state, say) if shrink else None
+            if shrunk is not None:
+                facts, settings = read_facts(TreeFiles(Path("/"))), shrunk.settings
+                plan = check(facts, settings, files.payload, held_only=True)
             crash_image = build_image(plan, facts, files)
             already = not again and _is_loaded(state, crash_image)
             if not already:
@@ -106,7 +116,34 @@ def load(
                 _give_back(facts, new, settings, state, say)
             raise
         _give_back(facts, plan.offer.surplus, settings, state, say)
-        return Loaded(plan, already, lent_at - begin, clock() - lent_at, tuple(refused))
+        freed = shrunk.freed_bytes if shrunk else 0
+        return Loaded(plan, already, lent_at - begin, clock() - lent_at, tuple(refused), freed)
+
+
+def _shrink(
+    facts: Facts, settings: Settings, files: Files, state: State, say: Say
+) -> Optional[Shrink]:
+    """Shrink the reservation if that wins anything; afterwards no image is loaded.
+
+    What can't be done leaves the reservation as it is and is said; the load goes on either way.
+    """
+    shrink = plan_shrink(facts, settings, files.payload)
+    if shrink is None:
+        say("the reservation is as small as it may be already")
+        return None
+    say(
+        f"shrinking the reservation from {mib(shrink.before.size)} to {mib(shrink.after_bytes)}: "
+        "this can't be undone until the next boot, and no crash kernel is loaded for a moment"
+    )
+    state.set_loaded({"step": "loading"})
+    try:
+        shrinking.prove(shrink, build_image(shrink.plan, facts, files))
+        kexec.unload()
+        shrinking.carry_out(shrink)
+    except CrashlendError as error:
+        say(f"the reservation stays as it is: {error}")
+        return None
+    return shrink
 
 
 def check(facts: Facts, settings: Settings, payload: Payload, *, held_only: bool = False) -> Plan:
