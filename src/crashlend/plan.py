@@ -21,14 +21,20 @@ from crashlend.lenders import Offer
 from crashlend.lenders.cma import offer_cma
 from crashlend.lenders.movable import offer_movable
 from crashlend.ranges import Ranges, align_up
+from crashlend.sizes import GIB, MIB, mib
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from crashlend.arch import MapEntry
     from crashlend.config import Settings
     from crashlend.facts import Facts
 
 # makedumpfile's levels that leave out page cache, private page cache and user data
 USER_DATA_LEVELS = 2 | 4 | 8
 # `elfcorehdr=0x` and the longest address: its length must be known before its value
+# what drivers and the bounce buffer (swiotlb, 64 MiB by default) are used to find below 4 GiB
+LOW_MEMORY_COMFORT = 64 * MIB
 STALL_SECONDS, STALL_SECONDS_PER_TIB = 300, 120
 CORE_HEADER_WORD = "elfcorehdr={:#x}"
 
@@ -46,13 +52,15 @@ class Costs:
     """What each side has, in bytes.
 
     ``taken_bytes`` production loses for good (the reservation), ``shared_bytes`` it uses until
-    the crash (lent), ``crash_kernel_bytes`` the crash kernel gets, ``required_bytes`` must fit in
-    the reservation.
+    the crash (lent), ``crash_kernel_bytes`` the crash kernel gets. Of these
+    ``crash_kernel_low_bytes`` lie between 1 MiB and 4 GiB, where every device can reach them.
+    ``required_bytes`` must fit in the reservation.
     """
 
     taken_bytes: int
     shared_bytes: int
     crash_kernel_bytes: Optional[int] = None
+    crash_kernel_low_bytes: Optional[int] = None
     required_bytes: Optional[int] = None
 
 
@@ -174,12 +182,13 @@ def _complete(plan: Plan, facts: Facts, settings: Settings, payload: Payload) ->
     if plan.syscall == "file":
         # the kernel builds map, header and elfcorehdr= by itself
         cmdline = crash_cmdline(facts.cmdline_bytes, append=settings.append, limit=limit - 32)
-        ram = arch.include_in_memory_map(facts, None, plan.lent)
-        size = sum(e.end - e.start for e in ram if e.kind == arch.RAM)
+        memory_map = arch.include_in_memory_map(facts, None, plan.lent)
+        costs = _costs(plan, memory_map, arch.RAM)
         return replace(
             plan,
             cmdline=cmdline,
-            costs=Costs(plan.costs.taken_bytes, plan.lent.size, size),
+            costs=costs,
+            notes=(*plan.notes, *_low_memory(costs)),
             incomplete="kexec_file_load: the kernel places the segments",
         )
     reservation = arch.main_reservation(facts)
@@ -196,12 +205,31 @@ def _complete(plan: Plan, facts: Facts, settings: Settings, payload: Payload) ->
     layout = arch.lay_out(
         facts, payload.image, initramfs_bytes, len(cmdline.encode()), plan.lent, settings.placement
     )
-    size = sum(e.end - e.start for e in layout.memory_map if e.kind == arch.RAM)
+    costs = replace(_costs(plan, layout.memory_map, arch.RAM), required_bytes=layout.required_bytes)
     return replace(
         plan,
         cmdline=cmdline,
         layout=layout,
-        costs=Costs(plan.costs.taken_bytes, plan.lent.size, size, layout.required_bytes),
+        costs=costs,
+        notes=(*plan.notes, *_low_memory(costs)),
+    )
+
+
+def _costs(plan: Plan, memory_map: Sequence[MapEntry], kind: str) -> Costs:
+    """What the crash kernel gets by this memory map, whose RAM entries are of ``kind``."""
+    ram = Ranges((e.start, e.end) for e in memory_map if e.kind == kind)
+    low = (ram & Ranges([(MIB, 4 * GIB)])).size
+    return replace(plan.costs, crash_kernel_bytes=ram.size, crash_kernel_low_bytes=low)
+
+
+def _low_memory(costs: Costs) -> tuple[str, ...]:
+    """A word of warning where devices that address 32 bits find little memory (hazard 6)."""
+    low = costs.crash_kernel_low_bytes
+    if low is None or low >= LOW_MEMORY_COMFORT:
+        return ()
+    return (
+        f"the crash kernel has only {mib(low)} below 4 GiB: a dump target whose device can't "
+        "address more may fail; a larger reservation helps",
     )
 
 

@@ -6,6 +6,7 @@ Carrying it out is the business of ``system.shrinking``.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Optional
 
@@ -29,7 +30,7 @@ CRASH_KERNEL = "Crash kernel"
 class Shrink:
     """What to shrink the main reservation to.
 
-    ``plan`` holds on the host as it is afterwards, and ``settings`` are those it was made with.
+    ``plan`` holds on the host as it is afterwards: what a later load plans there, too.
     ``written_bytes`` is what /sys/kernel/kexec_crash_size must be given, which is not always the
     size of the main reservation.
     """
@@ -38,7 +39,6 @@ class Shrink:
     after_bytes: int
     written_bytes: int
     plan: Plan
-    settings: Settings
 
     @property
     def freed_bytes(self) -> int:
@@ -56,9 +56,12 @@ def plan_shrink(facts: Facts, settings: Settings, payload: Payload) -> Optional[
     before = arch.main_reservation(facts)
     if before is None:
         raise arch.no_reservation()
-    if settings.placement == "auto" and make_plan(facts, settings, None, held_only=True).lent:
-        settings = replace(settings, placement="lent")
     plan = make_plan(facts, settings, payload, held_only=True)
+    if settings.placement == "auto" and plan.lent:
+        # where no lent range takes the kernel it stays reserved
+        with suppress(CrashlendError):
+            smallest = replace(settings, placement="lent")
+            plan = make_plan(facts, smallest, payload, held_only=True)
     if plan.layout is None:
         raise CrashlendError("cannot shrink the reservation", plan.incomplete)
     stored = sum(s.stored_bytes for s in plan.layout.segments)
@@ -73,7 +76,6 @@ def plan_shrink(facts: Facts, settings: Settings, payload: Payload) -> Optional[
         after,
         _written(facts, before, after),
         make_plan(_shrunk(facts, before, after), settings, payload, held_only=True),
-        settings,
     )
 
 

@@ -85,7 +85,10 @@ def cost_rows(plan: Plan) -> list[tuple[str, str]]:
         ),
     ]
     if costs.crash_kernel_bytes is not None:
-        rows.append(("the crash kernel has", mib(costs.crash_kernel_bytes)))
+        low = costs.crash_kernel_low_bytes or 0
+        rows.append(
+            ("the crash kernel has", f"{mib(costs.crash_kernel_bytes)}, {mib(low)} below 4 GiB")
+        )
     if costs.required_bytes is not None:
         rows.append(("needed in the reservation", mib(costs.required_bytes)))
     if plan.layout is not None:

@@ -14,7 +14,7 @@ import shutil
 import subprocess
 import tempfile
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.resources import as_file, files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Callable
@@ -153,6 +153,8 @@ def run_trial(
             remove_traces(directory)
         root = build_root(spec.kernel, say)
         boot = build_boot_initramfs(spec.kernel, say)
+        accel = choose_accel(spec.accel, spec.kernel.vmlinuz, directory)
+        spec = replace(spec, accel=accel)
         disk = make_lab_disk(spec, directory, say)
         machine = Machine(
             kernel=spec.kernel.vmlinuz,
@@ -161,7 +163,7 @@ def run_trial(
             memory_bytes=spec.memory_bytes,
             cpus=spec.cpus,
             disks=((root, False), (disk, True)),
-            accel=choose_accel(spec.accel, spec.kernel.vmlinuz, directory),
+            accel=accel,
             dimms=spec.dimms,
             cpu_model=spec.cpu_model,
         )

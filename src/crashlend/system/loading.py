@@ -101,7 +101,7 @@ def load(
                 )
             shrunk = _shrink(facts, settings, files, state, say) if shrink else None
             if shrunk is not None:
-                facts, settings = read_facts(TreeFiles(Path("/"))), shrunk.settings
+                facts = read_facts(TreeFiles(Path("/")))
                 plan = check(facts, settings, files.payload, held_only=True)
             crash_image = build_image(plan, facts, files)
             already = not again and _is_loaded(state, crash_image)
@@ -110,7 +110,7 @@ def load(
         except BaseException:
             # what was lent just now goes back, unless an image that uses it may be loaded;
             # blocks of earlier runs are left alone
-            if state.loaded == previous or not kexec.crash_loaded():
+            if state.loaded is previous or not kexec.crash_loaded():
                 lending.recover(_blocks(facts), state, say=say)
                 new = sorted(set(state.blocks) - before)
                 _give_back(facts, new, settings, state, say)
@@ -127,7 +127,11 @@ def _shrink(
 
     What can't be done leaves the reservation as it is and is said; the load goes on either way.
     """
-    shrink = plan_shrink(facts, settings, files.payload)
+    try:
+        shrink = plan_shrink(facts, settings, files.payload)
+    except CrashlendError as error:
+        say(f"the reservation stays as it is: {error}")
+        return None
     if shrink is None:
         say("the reservation is as small as it may be already")
         return None
@@ -135,9 +139,16 @@ def _shrink(
         f"shrinking the reservation from {mib(shrink.before.size)} to {mib(shrink.after_bytes)}: "
         "this can't be undone until the next boot, and no crash kernel is loaded for a moment"
     )
+    previous = state.loaded
     state.set_loaded({"step": "loading"})
     try:
-        shrinking.prove(shrink, build_image(shrink.plan, facts, files))
+        try:
+            shrinking.prove(shrink, build_image(shrink.plan, facts, files))
+        except CrashlendError:
+            if kexec.crash_loaded():
+                # refused before the kernel let go of the old image (EPERM, EBUSY)
+                state.set_loaded(previous)
+            raise
         kexec.unload()
         shrinking.carry_out(shrink)
     except CrashlendError as error:
