@@ -245,13 +245,18 @@ def _lend(
 def _give_back(
     facts: Facts, indexes: Sequence[int], settings: Settings, state: State, say: Say
 ) -> tuple[lending.Refused, ...]:
-    kept = lending.give_back(
-        _blocks(facts),
-        state,
-        indexes,
-        deadline_seconds=settings.block_deadline,
-        say=say,
-    )
+    try:
+        kept = lending.give_back(
+            _blocks(facts),
+            state,
+            indexes,
+            deadline_seconds=settings.block_deadline,
+            say=say,
+        )
+    except BaseException:
+        # a signal must not leave a block offline
+        lending.recover(_blocks(facts), state, say=say)
+        raise
     return tuple(kept)
 
 
