@@ -813,3 +813,11 @@ def test_cma_ranges_anywhere_keep_the_invariants(pages: list[tuple[int, int]]) -
     plan = plan_of(some)
     assert plan.lent == ranges
     assert_invariants(plan, some)
+
+
+def test_no_load_is_tried_where_the_limit_is_used_up() -> None:
+    """kexec_load_limit_panic of 0 is refused beforehand; -1 and an absent file are no limit."""
+    with pytest.raises(RefusedError, match="kexec_load_limit_panic"):
+        plan_of(replace(HOST, kexec_load_limit_panic=0))
+    assert plan_of(replace(HOST, kexec_load_limit_panic=-1)) == plan_of()
+    assert HOST.kexec_load_limit_panic is None

@@ -145,6 +145,15 @@ def test_the_plan_afterwards_holds_on_the_shrunk_host(
 SIZE_FILE = "/sys/kernel/kexec_crash_size"
 
 
+@pytest.mark.parametrize("limit", [0, 2])
+def test_a_load_limit_that_would_leave_no_image_is_respected(limit: int) -> None:
+    """A shrink takes three of the loads that kexec_load_limit_panic counts; fewer are refused."""
+    some = facts()
+    with pytest.raises(CrashlendError, match="kexec_load_limit_panic"):
+        plan_shrink(replace(some, kexec_load_limit_panic=limit), Settings(), PAYLOAD)
+    assert shrink_of(replace(some, kexec_load_limit_panic=3)).freed_bytes > 0
+
+
 def test_written_for_one_reservation_is_its_new_size() -> None:
     """Both meanings are the same there."""
     shrink = shrink_of(lending_host())

@@ -128,6 +128,7 @@ class Facts:
     cma_ranges: Optional[tuple[tuple[int, int], ...]]
     lockdown: Optional[str]
     kexec_load_disabled: Optional[bool]
+    kexec_load_limit_panic: Optional[int]
     huge_pools: tuple[HugePool, ...]
     memmap_on_memory: bool
     refusals: tuple[Refusal, ...]
@@ -229,6 +230,10 @@ def read_facts(files: HostFiles, *, census: bool = False) -> Facts:
         cma_ranges=_cma_ranges(reader, release, meminfo),
         lockdown=_lockdown(reader),
         kexec_load_disabled=_flag(reader, "/proc/sys/kernel/kexec_load_disabled"),
+        # absent in Linux 6.1, there in 6.12: how many more crash images may be loaded; -1: any number
+        kexec_load_limit_panic=reader.parsed(
+            "/proc/sys/kernel/kexec_load_limit_panic", int, None, optional=True
+        ),
         huge_pools=_huge_pools(reader),
         memmap_on_memory=reader.text(
             "/sys/module/memory_hotplug/parameters/memmap_on_memory", optional=True

@@ -251,6 +251,12 @@ def _syscall(facts: Facts, settings: Settings, lender: str) -> str:
             "the kernel builds the crash kernel's memory map by itself and knows only ,cma",
             hint="use --syscall load, or --lend 0",
         )
+    if facts.kexec_load_limit_panic == 0:
+        raise RefusedError(
+            "no crash kernel can be loaded or changed",
+            "kernel.kexec_load_limit_panic is 0 until the next reboot",
+            hint="look for it in /etc/sysctl.d; it must leave room for crashlend's loads",
+        )
     if facts.kexec_load_disabled:
         raise RefusedError(
             "no crash kernel can be loaded or changed",

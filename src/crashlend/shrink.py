@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from crashlend.ranges import Range
 
 PAGE = 4096
+# the rehearsal, the unload and the load count against kexec_load_limit_panic
+LOADS = 3
 CRASH_KERNEL = "Crash kernel"
 
 
@@ -56,6 +58,12 @@ def plan_shrink(facts: Facts, settings: Settings, payload: Payload) -> Optional[
     before = arch.main_reservation(facts)
     if before is None:
         raise arch.no_reservation()
+    limit = facts.kexec_load_limit_panic
+    if limit is not None and 0 <= limit < LOADS:
+        raise CrashlendError(
+            "cannot shrink the reservation",
+            f"kernel.kexec_load_limit_panic allows {limit} more loads; it takes {LOADS}",
+        )
     plan = make_plan(facts, settings, payload, held_only=True)
     if settings.placement == "auto" and plan.lent:
         # where no lent range takes the kernel it stays reserved
