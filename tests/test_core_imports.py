@@ -33,7 +33,7 @@ print(json.dumps({"names": names, "foreign": foreign, "lab": lab}))
 def python39() -> str:
     """A Python 3.9 of this machine, or the reason to skip."""
     places = [Path(found) for found in [shutil.which("python3.9")] if found]
-    homes = [Path.home() / ".pyenv", Path("/root/.pyenv"), Path("/opt/pyenv")]
+    homes = [Path.home() / ".pyenv", Path("/opt/pyenv")]
     for home in homes:
         try:
             places += sorted(home.glob("versions/3.9*/bin/python3.9"))
