@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 
 from crashlend import config
 from crashlend.cli.main import VERBS
+from crashlend.lab.suite import SUITE
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -62,3 +64,14 @@ def test_the_readme_shows_a_real_demo() -> None:
     demo = (ROOT / "docs/demo.txt").read_text().rstrip("\n")
     indented = "\n".join(f"    {line}".rstrip() for line in demo.splitlines())
     assert indented in (ROOT / "README.md").read_text()
+
+
+def test_kept_results_are_of_trials_that_passed() -> None:
+    """The results that documents cite are what the suite wrote, and they passed."""
+    kept = sorted((ROOT / "docs/results").glob("*.json"))
+    assert kept
+    for path in kept:
+        result = json.loads(path.read_text())
+        assert result["name"] == path.stem
+        assert result["passed"] is True
+        assert path.stem in {trial.name for trial in SUITE}
