@@ -164,10 +164,16 @@ def test_uapi_header_agrees_on_every_offset(tmp_path: Path) -> None:
     """The offsetof of gcc on <asm/bootparam.h> gives the offset and size of each field used here."""
     if not shutil.which("gcc"):
         pytest.skip("gcc is not installed")
-    renamed = {"magic": "header"}
+    # members of structs inside boot_params under other names
+    renamed = {
+        "magic": "header",
+        "efi_loader_signature": "efi_info.efi_loader_signature",
+        "efi_systab": "efi_info.efi_systab",
+        "efi_systab_hi": "efi_info.efi_systab_hi",
+    }
     names = [n for n in HEADER.fields if n != "header_length"]  # second byte of a jump, no member
     members = {n: f"hdr.{renamed.get(n, n)}" for n in names} | {
-        n: n for n in bootparams.FIELDS.fields
+        n: renamed.get(n, n) for n in bootparams.FIELDS.fields
     }
     prints = "".join(
         f'printf("{name} %zu %zu\\n", offsetof(struct boot_params, {member}), '
@@ -198,6 +204,19 @@ def test_uapi_header_agrees_on_every_offset(tmp_path: Path) -> None:
     assert found["map"] == (bootparams.E820_OFFSET, bootparams.E820_ENTRY.size)
     assert found["all"] == (bootparams.SIZE, bootparams.E820_MAX)
     assert found["ext"] == (bootparams.SETUP_E820_EXT, bootparams.SETUP_DATA.size)
+
+
+def test_the_efi_system_table_is_read_only_where_firmware_is_64_bit_efi() -> None:
+    """The address has two halves; another signature, a short page and zero name no table."""
+    page = bytearray(4096)
+    page[0x1C0:0x1C8] = b"EL64" + struct.pack("<I", 0xBF8EC018)
+    struct.pack_into("<I", page, 0x1D8, 0x3)
+    assert bootparams.efi_system_table(bytes(page)) == 0x3BF8EC018
+    assert bootparams.efi_system_table(bytes(page[:4095])) is None
+    for signature, address in ((b"EL32", 0xBF8EC018), (b"EL64", 0), (bytes(4), 1)):
+        page[0x1C0:0x1C8] = signature + struct.pack("<I", address)
+        struct.pack_into("<I", page, 0x1D8, 0)
+        assert bootparams.efi_system_table(bytes(page)) is None
 
 
 @given(mutations(zero_page([E820Entry(0, 4096, 1)])[0], 0x400), st.binary(max_size=60))

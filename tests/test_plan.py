@@ -547,9 +547,14 @@ def test_high_and_low_are_two_reservations() -> None:
 
 def test_an_image_that_must_stay_below_4_gib_is_refused_above() -> None:
     """Xloadflags without CAN_BE_LOADED_ABOVE_4G and a reservation of ,high do not fit."""
-    some = facts(reservations=[(0x120000000, 0x130000000)])
+    some, image = facts(reservations=[(0x120000000, 0x130000000)]), payload(xloadflags=0x01)
     with pytest.raises(CrashlendError, match="above 4 GiB"):
-        make_plan(some, Settings(), payload(xloadflags=0x01))
+        make_plan(some, Settings(lend=0), image)
+    with pytest.raises(CrashlendError, match="above 4 GiB"):
+        make_plan(some, Settings(placement="reserved"), image)
+    layout = layout_of(make_plan(some, Settings(), image))
+    assert layout.placement == "lent"
+    assert layout.kernel_runs_at + image.image.init_size <= 4 * GIB
 
 
 def test_la57_moves_the_direct_mapping_and_wants_an_image_that_knows_it() -> None:
@@ -561,23 +566,6 @@ def test_la57_moves_the_direct_mapping_and_wants_an_image_that_knows_it() -> Non
     assert layout_of(plan).control_pages == layout_of(plan_of()).control_pages + 1
     with pytest.raises(CrashlendError, match="5-level"):
         make_plan(some, Settings(), payload(xloadflags=0x03))
-
-
-@pytest.mark.parametrize(
-    ("flags", "top", "counted"),
-    # reference/experiments.md, section C: pages counted on real kernels, BIOS guests
-    [("", 2, 6), ("", 4, 8), ("", 12, 16), ("pdpe1gb la57", 4, 6), ("pdpe1gb", 4, 5)],
-)
-def test_control_pages_are_those_counted_and_at_most_two_more(
-    flags: str, top: int, counted: int
-) -> None:
-    """The bound never falls below what kernels took, and wastes no more than two pages."""
-    end_low = min(top, 3) * GIB
-    lines = [Resource(0x1000, 0x9FC00, "System RAM", 0), Resource(MIB, end_low, "System RAM", 0)]
-    if top > 3:
-        lines.append(Resource(4 * GIB, (top + 1) * GIB, "System RAM", 0))
-    some = replace(HOST, iomem=tuple(lines), firmware_map=(), cpu_flags=tuple(flags.split()))
-    assert counted <= x86_64.control_pages(some, []) <= counted + 2
 
 
 def test_more_than_128_map_entries_go_to_setup_data() -> None:

@@ -102,7 +102,11 @@ class Refusal:
 
 @dataclass(frozen=True)
 class Facts:
-    """All that is known of one host; see the module for what absence means."""
+    """All that is known of one host; see the module for what absence means.
+
+    ``rounds_gib_outwards``: whether kexec's identity map gives a GiB a single entry that RAM covers
+    only in part; None until a load since boot has shown it (arch/x86_64_tables.py).
+    """
 
     arch: str
     release: str
@@ -121,6 +125,8 @@ class Facts:
     kernel_text: Optional[KernelText]
     rsdp: Optional[int]
     efi: bool
+    efi_system_table: Optional[int]
+    efi_config_table: Optional[int]
     pm_timer_port: Optional[int]
     boot_params: str
     crash_size_bytes: Optional[int]
@@ -133,6 +139,7 @@ class Facts:
     memmap_on_memory: bool
     refusals: tuple[Refusal, ...]
     lent_blocks: tuple[int, ...]
+    rounds_gib_outwards: Optional[bool]
     block_census: tuple[BlockCensus, ...] = ()
     missing: dict[str, str] = field(default_factory=dict)
 
@@ -221,6 +228,15 @@ def read_facts(files: HostFiles, *, census: bool = False) -> Facts:
         kernel_text=_kernel_text(core),
         rsdp=_rsdp(reader),
         efi=files.exists("/sys/firmware/efi"),
+        efi_system_table=bootparams.efi_system_table(
+            reader.raw("/sys/kernel/boot_params/data", optional=True)
+        ),
+        efi_config_table=reader.parsed(
+            "/sys/firmware/efi/config_table",
+            lambda data: procfs.parse_hex(data, "config_table"),
+            None,
+            optional=True,
+        ),
         pm_timer_port=reader.parsed(
             "/sys/firmware/acpi/tables/FACP", procfs.parse_fadt_pm_timer, None, optional=True
         ),
@@ -241,6 +257,7 @@ def read_facts(files: HostFiles, *, census: bool = False) -> Facts:
         in ("Y", "f", "1"),
         refusals=_refusals(reader, cpu_flags, meminfo),
         lent_blocks=_lent_blocks(reader),
+        rounds_gib_outwards=_learned(reader, "rounds_gib_outwards"),
         block_census=_recorded_census(reader)
         or (_block_census(reader, blocks, block_bytes) if census else ()),
         missing=dict(sorted(reader.missing.items())),
@@ -489,6 +506,18 @@ def _refusals(
         (bool(meminfo.get("Unaccepted")), "there is unaccepted memory, which faults when touched"),
     )
     return (*out, *(Refusal("any", reason) for present, reason in signs if present))
+
+
+def _learned(reader: _Reader, name: str) -> Optional[bool]:
+    """What an earlier load has shown of this kernel; None: nothing yet."""
+
+    def parse(data: bytes) -> Optional[bool]:
+        value = json.loads(data)
+        learned = value.get("learned") if isinstance(value, dict) else None
+        known = learned.get(name) if isinstance(learned, dict) else None
+        return known if isinstance(known, bool) else None
+
+    return reader.parsed(STATE_PATH, parse, None, optional=True)
 
 
 def _lent_blocks(reader: _Reader) -> tuple[int, ...]:

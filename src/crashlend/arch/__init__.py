@@ -53,8 +53,9 @@ class MapEntry:
 class Layout:
     """Where everything lies in the reservation, and what the crash kernel is told.
 
-    ``control_pages`` is how many pages the kernel takes for itself at most, ``required_bytes``
-    how large the reservation must be for all of it. ``placement`` is ``reserved`` or ``lent``.
+    ``control_pages`` is how many pages the kernel takes for itself from the bottom of the
+    reservation, ``required_bytes`` how large it must be for all of it. ``placement`` is
+    ``reserved`` or ``lent``.
     """
 
     segments: tuple[Segment, ...]
@@ -98,6 +99,7 @@ class Architecture(Protocol):
         lent: Ranges,
         placement: str,
     ) -> Layout: ...
+    def kernel_variants(self, facts: Facts) -> tuple[Facts, ...]: ...
     def build_segments(
         self,
         facts: Facts,

@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Optional
 
 from crashlend.arch import Layout, MapEntry, Segment
+from crashlend.arch.x86_64_tables import control_pages, kernel_variants
 from crashlend.errors import CrashlendError
 from crashlend.formats import bootparams, elfcore
 from crashlend.formats.bzimage import ENTRY_64_OFFSET, BzImage
@@ -22,13 +23,14 @@ if TYPE_CHECKING:
 
     from crashlend.facts import Facts
 
+__all__ = ("kernel_variants",)  # of arch.Architecture, and lives elsewhere
+
 PAGE = 4096
 MIB = 1 << 20
 GIB = 1 << 30
 LOW = Ranges([(0, MIB)])
 # ISA DMA and what firmware likes to touch; the kernel, too, keeps its crash image above it
 LENDABLE_FROM = 16 * MIB
-SLOT = 512 * GIB  # what one page of third-level entries maps
 
 RAM = "System RAM"
 RESERVED = "Reserved"
@@ -195,23 +197,18 @@ def lay_out(
         way = ways[name]
         if way is None:
             continue
-        kernel, runs_at, alignment = way
-        segments = [*above, kernel]
-        control = control_pages(facts, segments)
+        kernel, needed, runs_at, alignment = way
+        segments = sorted([*above, kernel], key=lambda s: s.start)
+        places = [Range(s.start, s.end) for s in segments]
+        control = control_pages(facts, system_ram(facts), places)
         lowest = align_up(reservation.start + control * PAGE, alignment)
-        required = lowest - reservation.start + kernel.memory_bytes + reservation.end - at
+        required = lowest - reservation.start + needed + reservation.end - at
         shortest = required if shortest is None else min(shortest, required)
         if kernel.start < lowest or reservation.size < required:
             continue
-        if runs_at + image.init_size > 4 * GIB and not image.above_4g:
-            raise CrashlendError(
-                "cannot load this kernel",
-                "the reservation lies above 4 GiB, where this image can't run",
-                hint="reserve memory without ,high, or use a kernel with CONFIG_RELOCATABLE",
-            )
         params = next(s for s in segments if s.name == "boot_params")
         return Layout(
-            segments=tuple(sorted(segments, key=lambda s: s.start)),
+            segments=tuple(segments),
             memory_map=memory_map,
             program_headers=headers,
             cmdline_phys=params.start + bootparams.SIZE,
@@ -220,6 +217,13 @@ def lay_out(
             required_bytes=required,
             placement=name,
             kernel_runs_at=runs_at,
+        )
+    if shortest is None and "reserved" in order:
+        raise CrashlendError(
+            "cannot load this kernel",
+            "the reservation lies above 4 GiB, where this image can't run",
+            hint="reserve memory without ,high, lend memory below 4 GiB (--placement lent), or use "
+            "a kernel with CONFIG_RELOCATABLE",
         )
     if shortest is None:
         raise CrashlendError(
@@ -240,17 +244,24 @@ def lay_out(
 
 def _kernel_runs_where_it_is(
     reservation: Range, image: BzImage, end: int
-) -> Optional[tuple[Segment, int, int]]:
-    """The kernel's segment below ``end``, with room to unpack; where it runs; its alignment."""
+) -> Optional[tuple[Segment, int, int, int]]:
+    """The kernel's segment below ``end``, with room to unpack; of it needed; where; its alignment.
+
+    None where the image can't run there. What alignment leaves above the room is the segment's,
+    too: the kernel's control pages must find one hole alone, at the bottom.
+    """
     run_bytes = align_up(image.init_size, PAGE)
     start = align_down(end - run_bytes, image.alignment)
-    return Segment("kernel", start, image.kernel_bytes, run_bytes), start, image.alignment
+    if end > 4 * GIB and not image.above_4g:
+        return None
+    segment = Segment("kernel", start, image.kernel_bytes, end - start)
+    return segment, run_bytes, start, image.alignment
 
 
-def _kernel_is_copied(image: BzImage, end: int, landing: int) -> tuple[Segment, int, int]:
-    """The kernel's segment below ``end``, as stored; where it will run; its alignment."""
+def _kernel_is_copied(image: BzImage, end: int, landing: int) -> tuple[Segment, int, int, int]:
+    """The same for a kernel that is only stored below ``end`` and will run at ``landing``."""
     stored = align_up(image.kernel_bytes, PAGE)
-    return Segment("kernel", end - stored, image.kernel_bytes, stored), landing, PAGE
+    return Segment("kernel", end - stored, image.kernel_bytes, stored), stored, landing, PAGE
 
 
 def landing_zone(image: BzImage, memory_map: Sequence[MapEntry], lent: Ranges) -> Optional[int]:
@@ -277,36 +288,6 @@ def no_reservation() -> CrashlendError:
         hint="boot once with: crashkernel=1G,cma crashkernel=100M (this order works on every "
         "kernel); dmesg says why when those words are there already",
     )
-
-
-def control_pages(facts: Facts, segments: Sequence[Segment]) -> int:
-    """How many pages kexec_load takes from the reservation for itself, at most.
-
-    Control code and PGD (2, in one aligned pair up to Linux 6.x, hence the pad), a level for
-    LA57, one page per 512 GiB touched, one per GiB whose mapping needs 2 MiB leaves, the copy of
-    vmcoreinfo (machine_kexec_64.c: init_pgtable). With 1 GiB leaves only GiB that are covered in
-    part need a page.
-    """
-    ram = system_ram(facts) | LOW
-    firmware = Ranges(
-        (r.start, r.end) for r in facts.firmware_map if r.type.startswith("ACPI")
-    ) | Ranges((s.start, s.end) for s in segments)
-    slots = {s for r in ram | firmware for s in range(r.start // SLOT, (r.end - 1) // SLOT + 1)}
-    touched: set[int] = set()
-    for r in ram:
-        first, last = r.start // GIB, (r.end - 1) // GIB
-        if "pdpe1gb" in facts.cpu_flags:
-            touched.update(g for g in (first, last) if g * GIB < r.start or (g + 1) * GIB > r.end)
-        else:
-            touched.update(range(first, last + 1))
-    for r in firmware:
-        touched.update(
-            g
-            for g in range(r.start // GIB, (r.end - 1) // GIB + 1)
-            if not ram.covers(Ranges([(g * GIB, (g + 1) * GIB)]))
-        )
-    five_level = 1 if "la57" in facts.cpu_flags else 0
-    return 2 + five_level + len(slots) + len(touched) + 1 + 1
 
 
 def build_segments(

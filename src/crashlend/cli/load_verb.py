@@ -49,6 +49,7 @@ def run(args: argparse.Namespace, *, again: bool = False) -> int:
                 "loaded": True,
                 "already": done.already,
                 "freed_bytes": done.freed_bytes,
+                "proven": done.proven,
                 "seconds": {"lend": done.lend_seconds, "load": done.load_seconds},
                 "refused": [{"block": r.index, "reason": r.reason} for r in done.refused],
                 "plan": done.plan.to_json(),

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import struct
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Optional
 
 from crashlend.errors import FormatError
 from crashlend.formats.bzimage import HEADER, SETUP_HEADER_OFFSET
@@ -27,12 +27,17 @@ FIELDS = Layout(
         "ext_ramdisk_image": (0x0C0, "I"),
         "ext_ramdisk_size": (0x0C4, "I"),
         "ext_cmd_line_ptr": (0x0C8, "I"),
+        "efi_loader_signature": (0x1C0, "I"),
+        "efi_systab": (0x1C4, "I"),
+        "efi_systab_hi": (0x1D8, "I"),
         "e820_entries": (0x1E8, "B"),
     },
 )
 # what production's zero page has and the crash kernel wants unchanged: the console's state
 SCREEN_INFO = slice(0x000, 0x040)
 EDID_INFO = slice(0x140, 0x1C0)
+
+EFI_64 = int.from_bytes(b"EL64", "little")  # arch/x86/include/asm/efi.h
 
 E820_RAM, E820_RESERVED, E820_ACPI, E820_NVS, E820_UNUSABLE, E820_PMEM = 1, 2, 3, 4, 5, 7
 
@@ -88,6 +93,14 @@ def build_boot_params(
         blob = SETUP_DATA.pack(0, SETUP_E820_EXT, len(data)) + data
     HEADER.write(page, "setup_data", setup_data_phys if blob else 0)
     return bytes(page), blob
+
+
+def efi_system_table(page: bytes) -> Optional[int]:
+    """Where a zero page says that the 64-bit EFI system table lies; None: it names none."""
+    if len(page) < SIZE or FIELDS.read(page, "efi_loader_signature") != EFI_64:
+        return None
+    at = FIELDS.read(page, "efi_systab_hi") << 32 | FIELDS.read(page, "efi_systab")
+    return at or None
 
 
 def pack_e820(entries: Sequence[E820Entry]) -> bytes:

@@ -29,7 +29,8 @@ class Spec:
     ``cmdline`` are production's own words (``crashkernel=…``); ``lender`` and ``lend_bytes``
     override what crashlend would do by itself; ``least_lent_bytes`` will do where not all that is
     asked for can be had (None: all of it). ``build_in_guest``: the guest's own Python builds the
-    capture initramfs from what it finds, as on a host (slow under TCG). ``crash`` is sysrq, sysrq-cpuN, or none (only load
+    capture initramfs from what it finds, as on a host (slow under TCG). ``probe``: after the load the
+    kernel is asked for the smallest reservation that it would take. ``crash`` is sysrq, sysrq-cpuN, or none (only load
     and report).
     """
 
@@ -53,6 +54,7 @@ class Spec:
     cpu_model: str = CPU_MODEL
     poison: bool = True
     build_in_guest: bool = False
+    probe: bool = False
     commands: tuple[Command, ...] = ()
 
 

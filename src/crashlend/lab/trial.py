@@ -232,7 +232,7 @@ def make_lab_disk(spec: Spec, directory: Path, say: Say) -> Path:
             invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH,
         )
         with as_file(files("crashlend.lab").joinpath("guestfiles")) as guestfiles:
-            for file in ("init", "agent.py", "scan.py"):
+            for file in ("init", "agent.py", "probe.py", "scan.py"):
                 shutil.copy(guestfiles / file, tree / file)
         hooks = lay_out_hooks(tree)
         if not spec.build_in_guest:
@@ -246,6 +246,7 @@ def make_lab_disk(spec: Spec, directory: Path, say: Say) -> Path:
                         {"argv": complete_words(spec, command.words), "exit": command.exit}
                         for command in spec.commands or (Command(("load",)),)
                     ],
+                    "probe": spec.probe,
                     "crash": spec.crash,
                     "poison": spec.poison,
                 }

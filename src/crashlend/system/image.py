@@ -23,6 +23,9 @@ from crashlend.ranges import align_up
 from crashlend.system import kexec
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from crashlend.arch import Segment
     from crashlend.facts import Facts
     from crashlend.payload import Files
     from crashlend.plan import Plan
@@ -58,15 +61,18 @@ class CrashImage:
             return None
         return marker(self.layout.segment("boot_params").start, self.segments["boot_params"])
 
-    def load(self) -> None:
-        """Hand it to the kernel. CrashlendError tells its errno in words."""
+    def load(self, fillers: Sequence[Segment] = ()) -> None:
+        """Hand it to the kernel. CrashlendError tells its errno in words.
+
+        ``fillers`` are segments of which nothing is stored: parts of the reservation that the
+        kernel must do without. NoRoomError when its control pages do not fit in the rest. Not for
+        what the kernel itself places (``layout`` is None).
+        """
         if self.layout is None:
             _load_by_file(self.kernel, self.initramfs, self.cmdline)
-        else:
-            kexec.load(
-                self.layout.segment("entry").start,
-                [(s, self.segments[s.name]) for s in self.layout.segments],
-            )
+            return
+        segments = [(s, self.segments[s.name]) for s in self.layout.segments]
+        kexec.load(self.layout.segment("entry").start, [*segments, *((f, b"") for f in fillers)])
 
 
 def build_image(plan: Plan, facts: Facts, files: Files) -> CrashImage:

@@ -23,6 +23,10 @@ KEXEC_ARCH_X86_64 = 62 << 16
 MAX_SEGMENTS = 16
 
 
+class NoRoomError(CrashlendError):
+    """ENOMEM: the kernel finds no room in the reservation for its own control pages."""
+
+
 class _Segment(ctypes.Structure):
     _fields_ = (
         ("buf", ctypes.c_void_p),
@@ -96,14 +100,16 @@ def _error(code: int) -> CrashlendError:
             "not permitted",
             hint="run as root; kernel.kexec_load_disabled or a load limit may be set until reboot",
         )
+    if code == errno.ENOMEM:
+        return NoRoomError(
+            what,
+            "no room for the kernel's control pages in the reservation",
+            hint="reserve a little more memory",
+        )
     why, hint = {
         errno.EADDRNOTAVAIL: (
             "a segment lies outside the reservation",
             "the reservation changed since it was read; try again",
-        ),
-        errno.ENOMEM: (
-            "no room for the kernel's control pages in the reservation",
-            "reserve a little more memory",
         ),
         errno.EBUSY: ("another kexec is under way", "try again"),
         errno.ENOSYS: (

@@ -15,20 +15,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Callable, Optional
 
+from crashlend.arch import for_machine
 from crashlend.errors import CrashlendError, Terminated
 from crashlend.facts import Facts, read_facts
 from crashlend.hostfiles import TreeFiles
 from crashlend.plan import Plan, make_plan
+from crashlend.proof import hole_filler, kernel_variants, may_ask
 from crashlend.shrink import Shrink, plan_shrink
 from crashlend.sizes import mib
 from crashlend.system import kexec, lending, shrinking
 from crashlend.system.image import CrashImage, build_image, is_in_memory
+from crashlend.system.kexec import NoRoomError
 from crashlend.system.memory_blocks import MemoryBlocks
 from crashlend.system.state import State, locked
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from crashlend.arch import Segment
     from crashlend.config import Settings
     from crashlend.lenders import Offer
     from crashlend.payload import Files
@@ -40,7 +44,11 @@ GetFiles = Callable[[str], "Files"]
 
 @dataclass(frozen=True)
 class Loaded:
-    """What ``load`` came to."""
+    """What ``load`` came to.
+
+    ``proven``: whether the kernel took the image in the very bytes that the plan requires; None
+    where it was not asked (it has the image already, or places it by itself).
+    """
 
     plan: Plan
     already: bool
@@ -48,6 +56,7 @@ class Loaded:
     load_seconds: float
     refused: tuple[lending.Refused, ...]
     freed_bytes: int = 0
+    proven: Optional[bool] = None
 
 
 def require_root() -> None:
@@ -103,10 +112,10 @@ def load(
             if shrunk is not None:
                 facts = read_facts(TreeFiles(Path("/")))
                 plan = check(facts, settings, files.payload, held_only=True)
-            crash_image = build_image(plan, facts, files)
-            already = not again and _is_loaded(state, crash_image)
+            already = not again and _is_loaded(state, build_image(plan, facts, files))
+            proven = None
             if not already:
-                _load_image(plan, crash_image, files, state)
+                plan, proven = _load_image(facts, settings, files, state, say)
         except BaseException:
             # what was lent just now goes back, unless an image that uses it may be loaded;
             # blocks of earlier runs are left alone
@@ -117,7 +126,9 @@ def load(
             raise
         _give_back(facts, plan.offer.surplus, settings, state, say)
         freed = shrunk.freed_bytes if shrunk else 0
-        return Loaded(plan, already, lent_at - begin, clock() - lent_at, tuple(refused), freed)
+        return Loaded(
+            plan, already, lent_at - begin, clock() - lent_at, tuple(refused), freed, proven
+        )
 
 
 def _shrink(
@@ -143,7 +154,7 @@ def _shrink(
     state.set_loaded({"step": "loading"})
     try:
         try:
-            shrinking.prove(shrink, build_image(shrink.plan, facts, files))
+            shrink = _rehearse(shrink, facts, settings, files, state)
         except CrashlendError:
             if kexec.crash_loaded():
                 # refused before the kernel let go of the old image (EPERM, EBUSY)
@@ -154,6 +165,33 @@ def _shrink(
     except CrashlendError as error:
         say(f"the reservation stays as it is: {error}")
         return None
+    return shrink
+
+
+def _rehearse(
+    shrink: Shrink, facts: Facts, settings: Settings, files: Files, state: State
+) -> Shrink:
+    """Have the kernel judge the smallest reservation that its own tables allow.
+
+    Returns the shrink that it took; ``shrink`` is the safe one. CrashlendError when it takes none.
+    """
+    ram_bytes = facts.meminfo.get("MemTotal", 0)
+
+    def smallest(variant: Facts) -> Shrink:
+        return plan_shrink(variant, settings, files.payload) or shrink
+
+    variants = kernel_variants(facts, lambda variant: smallest(variant).plan)
+    for variant in variants:
+        smaller = smallest(variant)
+        try:
+            image = build_image(smaller.plan, variant, files)
+            shrinking.prove(smaller, image, ram_bytes, exactly=True)
+        except NoRoomError:
+            continue
+        _learn(state, variants, variant)
+        return smaller
+    # there may still be room in the margin
+    shrinking.prove(shrink, build_image(shrink.plan, facts, files), ram_bytes, exactly=False)
     return shrink
 
 
@@ -271,7 +309,63 @@ def _is_loaded(state: State, crash_image: CrashImage) -> bool:
     )
 
 
-def _load_image(plan: Plan, crash_image: CrashImage, files: Files, state: State) -> None:
+def _load_image(
+    facts: Facts, settings: Settings, files: Files, state: State, say: Say
+) -> tuple[Plan, Optional[bool]]:
+    """Load the image into as much of the reservation as the plan requires, if the kernel takes it.
+
+    Returns the plan that holds now and whether the kernel did: False when it needs more than the
+    model knows, None when it was not asked.
+    """
+
+    def planned(variant: Facts) -> Plan:
+        return check(variant, settings, files.payload, held_only=True)
+
+    plan, proven = planned(facts), None
+    variants = kernel_variants(facts, planned)
+    for variant in variants:
+        exact = planned(variant)
+        filler = _hole_filler(exact, variant)
+        if filler is None:
+            break
+        try:
+            _hand_over(exact, build_image(exact, variant, files), files, state, filler)
+        except NoRoomError:
+            proven = False
+            continue
+        _learn(state, variants, variant)
+        return exact, True
+    _hand_over(plan, build_image(plan, facts, files), files, state)
+    if proven is False:
+        say(
+            "the kernel took more of the reservation than the plan says; please report this host's "
+            "`crashlend snapshot`"
+        )
+    return plan, proven
+
+
+def _hole_filler(plan: Plan, facts: Facts) -> Optional[list[Segment]]:
+    """What fills the hole, if anything; None where the kernel is not to be asked."""
+    reservation = for_machine(plan.arch).main_reservation(facts)
+    asked = may_ask(facts.kexec_load_limit_panic)
+    if plan.layout is None or reservation is None or not asked:
+        return None
+    return hole_filler(plan.layout, reservation.start, facts.meminfo.get("MemTotal", 0))
+
+
+def _learn(state: State, variants: Sequence[Facts], variant: Facts) -> None:
+    """Remember which of the ``variants`` the kernel has just shown to be so."""
+    if len(variants) > 1 and variant.rounds_gib_outwards is not None:
+        state.learn("rounds_gib_outwards", variant.rounds_gib_outwards)
+
+
+def _hand_over(
+    plan: Plan,
+    crash_image: CrashImage,
+    files: Files,
+    state: State,
+    fillers: Sequence[Segment] = (),
+) -> None:
     """Load the image; where a failure leaves none at all, the error says so."""
     record: dict[str, Any] = {
         "step": "loading",
@@ -288,7 +382,7 @@ def _load_image(plan: Plan, crash_image: CrashImage, files: Files, state: State)
     previous = state.loaded
     state.set_loaded(record)
     try:
-        crash_image.load()
+        crash_image.load(fillers)
         if not kexec.crash_loaded():
             raise CrashlendError("the crash kernel is not loaded", "the kernel says so afterwards")
     except CrashlendError as error:

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 from crashlend.arch import Segment
 from crashlend.errors import CrashlendError
+from crashlend.proof import hole_filler
 from crashlend.sizes import mib
-from crashlend.system import kexec
 
 if TYPE_CHECKING:
     from crashlend.shrink import Shrink
@@ -23,9 +23,10 @@ if TYPE_CHECKING:
 CRASH_SIZE = Path("/sys/kernel/kexec_crash_size")
 
 
-def prove(shrink: Shrink, image: CrashImage) -> None:
+def prove(shrink: Shrink, image: CrashImage, ram_bytes: int, *, exactly: bool) -> None:
     """Load ``image`` with the part that shall go filled up; CrashlendError when it does not fit.
 
+    ``exactly``: leave the kernel as many control pages as planned, and not the margin as well.
     The image that was loaded before is gone either way.
     """
     layout = image.layout
@@ -33,8 +34,8 @@ def prove(shrink: Shrink, image: CrashImage) -> None:
         raise CrashlendError("cannot shrink the reservation", "the kernel places the segments")
     start = shrink.before.start + shrink.after_bytes
     filler = Segment("filler", start, 0, shrink.before.end - start)
-    segments = [(s, image.segments[s.name]) for s in layout.segments]
-    kexec.load(layout.segment("entry").start, [*segments, (filler, b"")])
+    hole = hole_filler(layout, shrink.before.start, ram_bytes, filler.memory_bytes)
+    image.load([filler, *(hole if exactly and hole else ())])
 
 
 def carry_out(shrink: Shrink) -> None:

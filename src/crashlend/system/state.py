@@ -2,7 +2,7 @@
 """What crashlend did to this host, recorded before it is done, and the lock around it.
 
 /run/crashlend/state.json: {"schema": 1, "blocks": {INDEX: {"step", "zone"}},
-"loaded": {...} or null}. A block's step is "taking" from before it goes offline until it is
+"loaded": {...} or null, "learned": {NAME: true or false}}. A block's step is "taking" from before it goes offline until it is
 known to be movable, "lent" then, and "returning" from before it goes offline for its way back;
 "spoiled" is movable by our doing, but holds pages that must not be lent and can't be emptied now.
 /run is emptied by a reboot, exactly as what it describes is.
@@ -33,10 +33,12 @@ class State:
         self.path = path
         self.blocks: dict[int, dict[str, Any]] = {}
         self.loaded: dict[str, Any] | None = None
+        self.learned: dict[str, bool] = {}
         try:
             value = json.loads(path.read_bytes())
             self.blocks = {int(k): dict(v) for k, v in value["blocks"].items()}
             self.loaded = None if value["loaded"] is None else dict(value["loaded"])
+            self.learned = dict(value.get("learned", {}))
             for block in self.blocks.values():
                 if block["step"] not in (TAKING, LENT, RETURNING, SPOILED):
                     raise ValueError(f"step {block['step']!r}")
@@ -66,11 +68,18 @@ class State:
         self.loaded = loaded
         self.write()
 
+    def learn(self, name: str, known: bool) -> None:
+        """Record what the kernel has shown of itself: it holds until the next boot."""
+        if self.learned.get(name) is not known:
+            self.learned[name] = known
+            self.write()
+
     def write(self) -> None:
         value = {
             "schema": 1,
             "blocks": {str(index): block for index, block in sorted(self.blocks.items())},
             "loaded": self.loaded,
+            "learned": self.learned,
         }
         write_atomically(self.path, json.dumps(value, indent=1).encode())
 

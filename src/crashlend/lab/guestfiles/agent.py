@@ -185,6 +185,8 @@ def main() -> None:
             lent = answer["plan"]["lent"]
         elif words[0] == "unload":
             lent = []
+    if job["probe"]:
+        subprocess.run([sys.executable, "/lab/probe.py", *job["commands"][-1]["argv"]], check=False)
     report("loaded", mem_total=meminfo()["MemTotal"])
     if job["crash"] == "none":
         return
