@@ -18,7 +18,8 @@ from crashlend.lab.checks import asked_bytes, death_by_memory, run_checks
 from crashlend.lab.kernels import Kernel
 from crashlend.lab.qemu import LostVmError, Machine, Report, run_machine
 from crashlend.lab.spec import Command, Saved, Spec
-from crashlend.lab.suite import LOST, REFUSED, SUITE, Trial, find, judge, why_not_lost
+from crashlend.lab.suite import find, judge, why_not_lost
+from crashlend.lab.suite_table import LOST, REFUSED, SUITE, Trial
 from crashlend.lab.trial import Outcome, complete_words, remove_traces
 from crashlend.ranges import Ranges
 from crashlend.sizes import GIB, MIB

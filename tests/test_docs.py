@@ -12,7 +12,7 @@ import pytest
 
 from crashlend import config
 from crashlend.cli.main import VERBS
-from crashlend.lab.suite import SUITE
+from crashlend.lab.suite_table import SUITE
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from crashlend.lab.suite import SUITE, run_named
+from crashlend.lab.suite import run_named
+from crashlend.lab.suite_table import SUITE
 
 RESULTS = Path(os.environ.get("CRASHLEND_RESULTS", "build/trials"))
 CHOSEN = [t.name for t in SUITE if t.quick or os.environ.get("CRASHLEND_TRIALS") == "all"]

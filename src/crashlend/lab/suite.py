@@ -1,212 +1,22 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The project's own trials by name: what each proves, and what must come out.
-
-``make test`` runs those marked quick, ``make trial`` all. Documents name them, and a test fails
-when a document names one that does not pass.
-"""
+"""The project's own trials by name: runs one of suite_table.py and judges what came out."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from crashlend.errors import EXIT_FAILED, EXIT_NOT_LOADED, EXIT_REFUSED, UsageError
+from crashlend.errors import UsageError
 from crashlend.lab.kernels import fetch
 from crashlend.lab.packages import Say, silent
 from crashlend.lab.qemu import LostVmError
-from crashlend.lab.spec import Command, Spec
+from crashlend.lab.spec import Spec
+from crashlend.lab.suite_table import LOST, REFUSED, SUITE, Trial
 from crashlend.lab.trial import Outcome, run_trial
-from crashlend.sizes import GIB, MIB
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-SEED = "crashkernel=1G,cma crashkernel=100M"
-# 16 MiB out of every 448: the largest free stretch is 432 MiB. KASLR does not mind all of these words
-# and may put the kernel over a hole.
-HOLES = "nokaslr " + " ".join(f"memmap=16M${448 * MIB * n:#x}" for n in range(1, 7))
-LOST, REFUSED = "lost", "refused"
-
-
-@dataclass(frozen=True)
-class Trial:
-    """One trial of the suite.
-
-    ``expect`` is "" when every check must hold, ``lost`` when the dump must be lost because the
-    crash kernel dies for lack of memory (a control), ``refused`` when crashlend itself must refuse
-    with ``words`` in its message and ``exit`` as its exit code. ``lender`` and ``syscall`` are what
-    must have been used, whatever the spec left to crashlend.
-    """
-
-    name: str
-    proves: str
-    kernel: str
-    spec: Mapping[str, Any] = field(default_factory=dict)
-    expect: str = ""
-    words: str = ""
-    exit: int = EXIT_REFUSED
-    lender: str = "movable"
-    syscall: str = "load"
-    least_lent_ranges: int = 0
-    quick: bool = True
-
-
-SUITE = (
-    Trial("movable-6.1", "the seed's line on a kernel without ,cma: 100M + 1G gives 1.1G", "6.1"),
-    Trial(
-        "small-6.1",
-        "a reservation too small for a crash kernel saves a dump with lent memory",
-        "6.1",
-        {"cmdline": "crashkernel=1G,cma crashkernel=80M", "poison": False},
-    ),
-    Trial(
-        "control-6.1",
-        "the same reservation without lending loses its dump: OOM",
-        "6.1",
-        {"cmdline": "crashkernel=1G,cma crashkernel=80M", "lender": "none"},
-        expect=LOST,
-        lender="none",
-    ),
-    Trial(
-        "none-6.1",
-        "unload gives every block back, and nothing asked is nothing lent: as kexec -p",
-        "6.1",
-        {
-            "cmdline": "crashkernel=100M",
-            "commands": (
-                Command(("load", "--lend", "1G", "--dump-level", "1"), exit=EXIT_REFUSED),
-                Command(("load", "--lend", "1G")),
-                Command(("load", "--lend", "1G")),
-                Command(("status",)),
-                Command(("load", "--lend", "512M")),
-                Command(("unload",)),
-                Command(("status",), exit=EXIT_NOT_LOADED),
-                Command(("load",)),
-            ),
-        },
-        lender="none",
-    ),
-    Trial("movable-6.12", "Debian 13's kernel and Python 3.13", "6.12"),
-    Trial(
-        "movable-5.10",
-        "Debian 11's kernel and Python 3.9, which also builds the capture initramfs",
-        "5.10",
-        {"build_in_guest": True},
-    ),
-    Trial("cma-7.3-load", "the kernel's own ,cma ranges by kexec_load", "7.3", lender="cma"),
-    Trial(
-        "cma-7.3-file",
-        "the kernel's own ,cma ranges by kexec_file_load",
-        "7.3",
-        {"syscall": "file"},
-        lender="cma",
-        syscall="file",
-    ),
-    Trial(
-        "movable-7.3-dimms",
-        "two DIMMs: the crash kernel takes only what was planned",
-        "7.3",
-        {
-            "memory_bytes": 2 * GIB,
-            "dimms": (GIB, GIB),
-            "cmdline": "crashkernel=100M",
-            "lend_bytes": 512 * MIB,
-        },
-    ),
-    Trial(
-        "fragmented-6.1",
-        "fragmented physical memory: several smaller ranges are lent",
-        "6.1",
-        {"memory_bytes": 3 * GIB, "cmdline": f"{HOLES} {SEED}"},
-        least_lent_ranges=3,
-    ),
-    Trial(
-        "fragmented-512M-6.1",
-        "on that memory crashkernel=512M reserves nothing",
-        "6.1",
-        {"memory_bytes": 3 * GIB, "cmdline": f"{HOLES} crashkernel=512M", "crash": "none"},
-        expect=REFUSED,
-        words="no memory is reserved for a crash kernel",
-        exit=EXIT_FAILED,
-    ),
-    Trial(
-        "four-cpus-6.1",
-        "four CPUs, the last one panics",
-        "6.1",
-        {"cpus": 4, "crash": "sysrq-cpu3"},
-    ),
-    Trial(
-        "tiny-6.1",
-        "16M reserved: only stored bytes are in it, the kernel unpacks itself in lent memory",
-        "6.1",
-        {"cmdline": "crashkernel=1G,cma crashkernel=16M", "placement": "lent"},
-        quick=False,
-    ),
-    Trial(
-        "shrink-6.1",
-        "a comfortable reservation shrinks to the payload and a margin; production has the rest",
-        "6.1",
-        {"cmdline": "crashkernel=1G,cma crashkernel=256M", "reserve": "auto"},
-        quick=False,
-    ),
-    Trial(
-        "shrink-exact-7.3",
-        "the same to the page, on the kernel's own ,cma range",
-        "7.3",
-        {"cmdline": "crashkernel=1G,cma crashkernel=256M", "reserve": "exact"},
-        lender="cma",
-        quick=False,
-    ),
-    Trial(
-        "tiny-cma-7.3",
-        "the same in the kernel's own ,cma range",
-        "7.3",
-        {"cmdline": "crashkernel=1G,cma crashkernel=20M", "placement": "lent"},
-        lender="cma",
-        quick=False,
-    ),
-    Trial(
-        "movable-7.3",
-        "movable memory on a kernel that has ,cma but was not asked for it",
-        "7.3",
-        {"cmdline": "crashkernel=100M", "lend_bytes": GIB},
-        quick=False,
-    ),
-    Trial(
-        "movable-6.17", "a kernel that knows ,cma but was built without CMA", "6.17", quick=False
-    ),
-    Trial(
-        "default-wait-6.1",
-        "the product's default of 10 s for DMA",
-        "6.1",
-        {"dma_wait": 10.0, "poison": False},
-        quick=False,
-    ),
-    Trial(
-        "user-data-refused-6.1",
-        "a dump level that wants user data is refused with lent memory",
-        "6.1",
-        {"dump_level": 1, "crash": "none"},
-        expect=REFUSED,
-        words="wants user data",
-        quick=False,
-    ),
-    Trial(
-        "user-data-allowed-6.1",
-        "the same level where missing user data is allowed",
-        "6.1",
-        {
-            "dump_level": 17,
-            "allow_missing_user_data": True,
-            "memory_bytes": 2 * GIB,
-            "lend_bytes": 512 * MIB,
-            "poison": False,
-        },
-        quick=False,
-    ),
-)
+    from pathlib import Path
 
 
 @dataclass(frozen=True)
