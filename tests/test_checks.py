@@ -33,6 +33,14 @@ LOW, LENT = (4096, 0x9FC00), (4 * GIB, 5 * GIB)
 RESERVATION, HEADER_AT = (2 * GIB, 2 * GIB + 100 * MIB), 2 * GIB + 100 * MIB - 4096
 ROOMS = [LOW, (RESERVATION[0], HEADER_AT), LENT]
 RAM = [LOW, (MIB, 3 * GIB), LENT]
+SHAPE = {
+    "efi": False,
+    "host_bridge": "0x1237",
+    "cpus": 1,
+    "nodes": {"0": [4 * GIB, {"Normal": 24, "Movable": 8}]},
+    "block_bytes": 128 * MIB,
+    "la57": True,
+}
 CONSOLE = """\
 [   12.4] Kernel panic - not syncing: sysrq triggered crash
 [   12.4] CPU: 0 PID: 198 Comm: python3 Not tainted 6.1.0
@@ -70,7 +78,7 @@ class Case:
         }
         core = Ranges([(MIB, 3 * GIB)]) - Ranges([RESERVATION])
         self.events: dict[str, dict[str, Any]] = {
-            "booted": {"blocks": {}, "mem_total": 4 * GIB},
+            "booted": {"blocks": {}, "mem_total": 4 * GIB, **SHAPE},
             "command": self.command(0),
             "poisoned": {"in_lent_pages": pages(*LENT), "elsewhere_pages": 20000},
             "crashing": {},

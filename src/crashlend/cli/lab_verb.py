@@ -41,7 +41,15 @@ def _add_trial_flags(parser: argparse.ArgumentParser) -> None:
         "--modules", type=Path, metavar="DIR", help="lib/modules/RELEASE of a vmlinuz given by path"
     )
     parser.add_argument("--memory", type=_size, default=4 << 30, metavar="SIZE")
-    parser.add_argument("--cpus", type=int, default=1, metavar="N")
+    parser.add_argument("--cpus", type=_count, default=1, metavar="N")
+    parser.add_argument(
+        "--nodes", type=_count, default=1, metavar="N", help="NUMA nodes; memory and CPUs are split"
+    )
+    parser.add_argument("--firmware", choices=("bios", "uefi"), default="bios")
+    parser.add_argument("--machine", choices=("pc", "q35"), default="pc")
+    parser.add_argument(
+        "--cpu-model", metavar="MODEL", help="QEMU's -cpu, such as max,la57=off or qemu64"
+    )
     parser.add_argument(
         "--cmdline",
         default="crashkernel=1G,cma crashkernel=100M",
@@ -94,6 +102,12 @@ def _size(text: str) -> int:
         raise argparse.ArgumentTypeError(str(error)) from error
 
 
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1 on")
+    return int(text)
+
+
 def run(args: argparse.Namespace) -> int:
     # the core runs on 3.9, the lab is for workstations (a tuple: mypy would take it for certain)
     if tuple(sys.version_info) < (3, 11):
@@ -104,9 +118,12 @@ def run(args: argparse.Namespace) -> int:
         )
     if args.what == "kernels":
         return _kernels(args)
+    from crashlend.lab.firmware import find_ovmf
     from crashlend.lab.qemu import find_qemu
 
     find_qemu()  # before anything is fetched
+    if args.what == "trial" and args.firmware == "uefi":
+        find_ovmf()
     if args.what == "demo":
         from crashlend.cli.demo import run_demo
 
@@ -126,6 +143,7 @@ def run(args: argparse.Namespace) -> int:
 def trial_spec(args: argparse.Namespace) -> Spec:
     """The trial that the flags describe; fetches its kernel."""
     from crashlend.lab.kernels import fetch, from_files
+    from crashlend.lab.qemu import CPU_MODEL
     from crashlend.lab.spec import Spec
 
     if "/" in args.kernel:
@@ -150,6 +168,10 @@ def trial_spec(args: argparse.Namespace) -> Spec:
         accel=args.accel,
         timeout_seconds=args.timeout,
         dimms=tuple(args.dimm),
+        firmware=args.firmware,
+        machine=args.machine,
+        nodes=args.nodes,
+        cpu_model=args.cpu_model or CPU_MODEL,
     )
 
 

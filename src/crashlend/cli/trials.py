@@ -10,7 +10,7 @@ from crashlend.cli.output import GREEN, RED, print_rows, progress, styled
 from crashlend.sizes import mib
 
 if TYPE_CHECKING:
-    from crashlend.lab.checks import Check
+    from crashlend.lab.spec import Check
     from crashlend.lab.trial import Outcome
 
 

@@ -7,11 +7,12 @@ import re
 import shutil
 import subprocess
 import tempfile
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from crashlend.crashkernel.grammar import lent_request
+from crashlend.lab.shape import check_shape
+from crashlend.lab.spec import Check
 from crashlend.ranges import Ranges
 from crashlend.sizes import mib, parse_size
 
@@ -38,24 +39,20 @@ PANIC = "Kernel panic - not syncing"
 OUT_OF_MEMORY = ("System is deadlocked on memory", "Out of memory")
 
 
-@dataclass(frozen=True)
-class Check:
-    """One fact, whether it held, and the figures behind it."""
-
-    name: str
-    ok: bool
-    detail: str
-
-
 def run_checks(spec: Spec, report: Report, plan: dict[str, Any], saved: Saved) -> list[Check]:
     """All checks that apply, in the order in which things happened."""
     if spec.crash == "none":
-        return [_commands(report), _lent_as_asked(spec, plan)]
+        return [
+            _commands(report),
+            *check_shape(spec, report, plan),
+            _lent_as_asked(spec, plan),
+        ]
     return [*_checks(spec, report, plan, saved)]
 
 
 def _checks(spec: Spec, report: Report, plan: dict[str, Any], saved: Saved) -> Iterator[Check]:
     yield _commands(report)
+    yield from check_shape(spec, report, plan)
     lent = Ranges(tuple(r) for r in plan.get("lent", []))
     yield _lent_as_asked(spec, plan)
     yield from _given_back(report)

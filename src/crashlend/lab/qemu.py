@@ -22,12 +22,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Callable
 
 from crashlend.errors import CrashlendError
+from crashlend.lab.firmware import flash_words
+from crashlend.sizes import KIB
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 QEMU = "qemu-system-x86_64"
 PR_SET_PDEATHSIG = 1
+PAGE = 4096
 # TCG carries "rep stosb" out byte by byte: without the bits that recommend it to the kernel and to
 # the C library, clearing and copying memory is several times faster.
 CPU_MODEL = "max,-erms,-fsrm"
@@ -41,7 +44,10 @@ class LostVmError(CrashlendError):
 
 @dataclass(frozen=True)
 class Machine:
-    """A virtual machine. Sizes in bytes; ``words`` is the kernel's command line."""
+    """A virtual machine. Sizes in bytes; ``words`` is the kernel's command line.
+
+    ``nodes``: NUMA nodes, which share memory and CPUs evenly.
+    """
 
     kernel: Path
     initramfs: Path
@@ -52,17 +58,20 @@ class Machine:
     accel: str = "tcg"
     dimms: tuple[int, ...] = ()
     cpu_model: str = CPU_MODEL
+    firmware: str = "bios"
+    machine: str = "pc"
+    nodes: int = 1
     extra: tuple[str, ...] = ()  # more words for QEMU, such as its NUMA nodes
 
     def argv(self, directory: Path) -> list[str]:
         """QEMU's words; sockets and logs go into ``directory``."""
-        memory = str(self.memory_bytes >> 20)
+        memory = f"{self.memory_bytes // KIB}K"
         if self.dimms:
             most = (self.memory_bytes + sum(self.dimms)) >> 20
             memory += f",slots={len(self.dimms)},maxmem={most + 1024}M"
         argv = [
             find_qemu(),
-            *("-machine", "pc", "-accel", self.accel, "-cpu", self.cpu_model),
+            *("-machine", self.machine, "-accel", self.accel, "-cpu", self.cpu_model),
             *("-m", memory, "-smp", str(self.cpus)),
             *("-display", "none", "-vga", "none", "-nodefaults", "-no-user-config", "-no-reboot"),
             *("-kernel", str(self.kernel), "-initrd", str(self.initramfs), "-append", self.words),
@@ -71,6 +80,8 @@ class Machine:
             *("-chardev", f"socket,id=report,path={directory}/report.sock"),
             *("-serial", "chardev:report"),
             *("-rtc", "base=utc"),
+            *(flash_words(directory) if self.firmware == "uefi" else ()),
+            *self.numa_words(),
             *self.extra,
         ]
         for index, size in enumerate(self.dimms):
@@ -83,6 +94,18 @@ class Machine:
                 f"file={image},format=raw,if=virtio,cache=unsafe,snapshot={'off' if keep else 'on'}",
             ]
         return argv
+
+    def numa_words(self) -> list[str]:
+        """QEMU's words for the nodes; none for a machine that has one."""
+        words: list[str] = []
+        pages = self.memory_bytes // PAGE
+        for node in range(self.nodes if self.nodes > 1 else 0):
+            size = (pages * (node + 1) // self.nodes - pages * node // self.nodes) * PAGE
+            words += ["-object", f"memory-backend-ram,id=node{node},size={size}"]
+            first, last = (self.cpus * n // self.nodes for n in (node, node + 1))
+            cpus = f",cpus={first}-{last - 1}" if first < last else ""  # a node may have none
+            words += ["-numa", f"node,nodeid={node},memdev=node{node}{cpus}"]
+        return words
 
 
 @dataclass

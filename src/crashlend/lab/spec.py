@@ -29,9 +29,11 @@ class Spec:
     ``cmdline`` are production's own words (``crashkernel=…``); ``lender`` and ``lend_bytes``
     override what crashlend would do by itself; ``least_lent_bytes`` will do where not all that is
     asked for can be had (None: all of it). ``build_in_guest``: the guest's own Python builds the
-    capture initramfs from what it finds, as on a host (slow under TCG). ``probe``: after the load the
-    kernel is asked for the smallest reservation that it would take. ``crash`` is sysrq, sysrq-cpuN, or none (only load
-    and report).
+    capture initramfs from what it finds, as on a host (slow under TCG). ``probe``: after the load
+    the kernel is asked for the smallest reservation that it would take. ``crash`` is sysrq,
+    sysrq-cpuN, or none (only load and report). ``firmware`` is bios or uefi, ``machine`` pc or q35;
+    ``nodes`` share memory and CPUs evenly. ``block_bytes``: the size of memory blocks that the
+    guest's kernel must choose by itself (None: any).
     """
 
     kernel: Kernel
@@ -52,10 +54,23 @@ class Spec:
     timeout_seconds: float = 300.0
     dimms: tuple[int, ...] = ()
     cpu_model: str = CPU_MODEL
+    firmware: str = "bios"
+    machine: str = "pc"
+    nodes: int = 1
+    block_bytes: int | None = None
     poison: bool = True
     build_in_guest: bool = False
     probe: bool = False
     commands: tuple[Command, ...] = ()
+
+
+@dataclass(frozen=True)
+class Check:
+    """One fact, whether it held, and the figures behind it."""
+
+    name: str
+    ok: bool
+    detail: str
 
 
 @dataclass(frozen=True)

@@ -21,11 +21,12 @@ from typing import TYPE_CHECKING, Any, Callable
 
 from crashlend.errors import CrashlendError
 from crashlend.lab.captures import build_capture, lay_out_hooks
-from crashlend.lab.checks import Check, death_by_memory, run_checks
+from crashlend.lab.checks import death_by_memory, run_checks
 from crashlend.lab.guest import build_boot_initramfs, build_root, pack_ext4
 from crashlend.lab.packages import find_tool, silent
 from crashlend.lab.qemu import Machine, Report, choose_accel, run_machine
-from crashlend.lab.spec import Command, Saved, Spec
+from crashlend.lab.shape import shape
+from crashlend.lab.spec import Check, Command, Saved, Spec
 from crashlend.sizes import format_size
 
 if TYPE_CHECKING:
@@ -73,15 +74,18 @@ class Outcome:
         crash = capture.get("crash_kernel", {})
         seen = report.find("crash_kernel_memory")
         scanned = report.find("scanned")
+        found = shape(report)
         return {
             "schema": 1,
             "ok": self.ok,
             "checks": [{"name": c.name, "ok": c.ok, "detail": c.detail} for c in self.checks],
             "kernel": self.spec.kernel.release,
             "arch": "x86_64",
-            "firmware": "bios",
+            # as the guest saw them; None where it never reported
+            **{name: found[name] for name in ("firmware", "machine", "nodes", "block_bytes")},
             "memory_bytes": self.spec.memory_bytes + sum(self.spec.dimms),
             "cpus": self.spec.cpus,
+            "cpu_model": self.spec.cpu_model,
             "cmdline": self.spec.cmdline,
             "timed_out": report.timed_out,
             "python": report.find("booted").get("python"),
@@ -166,6 +170,9 @@ def run_trial(
             accel=accel,
             dimms=spec.dimms,
             cpu_model=spec.cpu_model,
+            firmware=spec.firmware,
+            machine=spec.machine,
+            nodes=spec.nodes,
         )
         report = run_machine(
             machine, directory, timeout_seconds=spec.timeout_seconds, on_event=on_event

@@ -10,6 +10,7 @@ import ctypes
 import json
 import mmap
 import os
+import re
 import subprocess
 import sys
 import time
@@ -22,12 +23,14 @@ PFN_MASK = (1 << 55) - 1
 # what user space leaves in lent memory, and elsewhere: no page of a kernel begins so
 IN_LENT, ELSEWHERE = 0xC7, 0x9E
 KEEP_AVAILABLE = 220 << 20
+BLOCKS = "/sys/devices/system/memory"
 
 
 def report(event: str, **values: object) -> None:
     """Send one event to the lab."""
     with open("/dev/ttyS1", "w", encoding="ascii") as port:
-        port.write(json.dumps({"event": event, **values}) + "\n")
+        # UEFI takes this port for a console, too, and leaves half a line there
+        port.write("\n" + json.dumps({"event": event, **values}) + "\n")
 
 
 def meminfo() -> dict[str, int]:
@@ -36,15 +39,37 @@ def meminfo() -> dict[str, int]:
     return {line.split(":")[0]: int(line.split()[1]) * 1024 for line in lines}
 
 
-def block_states() -> dict[str, int]:
+def block_states(where: Path = Path(BLOCKS)) -> dict[str, int]:
     """How many memory blocks are in which state: offline, or online in which zone."""
     counts: dict[str, int] = {}
-    for block in Path("/sys/devices/system/memory").glob("memory[0-9]*"):
+    for block in where.glob("memory[0-9]*"):
         state = (block / "state").read_text().strip()
         if state == "online":
             state = ((block / "valid_zones").read_text().split() or ["none"])[0]
         counts[state] = counts.get(state, 0) + 1
     return counts
+
+
+def node_states() -> dict[str, tuple[int, dict[str, int]]]:
+    """Of each NUMA node: its memory in bytes, and how many of its blocks are in which state."""
+    nodes = {}
+    for node in Path("/sys/devices/system/node").glob("node[0-9]*"):
+        words = (node / "meminfo").read_text().split("MemTotal:")[1].split()
+        nodes[node.name[4:]] = (int(words[0]) * 1024, block_states(node))
+    return nodes
+
+
+def shape() -> dict[str, object]:
+    """What kind of host this is."""
+    flags = re.search(r"(?m)^flags\s*:(.*)$", Path("/proc/cpuinfo").read_text())
+    return {
+        "efi": Path("/sys/firmware/efi").is_dir(),
+        "host_bridge": Path("/sys/bus/pci/devices/0000:00:00.0/device").read_text().strip(),
+        "cpus": os.cpu_count(),
+        "nodes": node_states(),
+        "block_bytes": int(Path(f"{BLOCKS}/block_size_bytes").read_text(), 16),
+        "la57": flags is not None and "la57" in flags.group(1).split(),
+    }
 
 
 def run_crashlend(words: list[str]) -> dict[str, object]:
@@ -171,6 +196,7 @@ def main() -> None:
         mem_total=meminfo()["MemTotal"],
         cmdline=Path("/proc/cmdline").read_text().strip(),
         blocks=block_states(),
+        **shape(),
     )
     lent: list[list[int]] = []
     for command in job["commands"]:
@@ -187,7 +213,7 @@ def main() -> None:
             lent = []
     if job["probe"]:
         subprocess.run([sys.executable, "/lab/probe.py", *job["commands"][-1]["argv"]], check=False)
-    report("loaded", mem_total=meminfo()["MemTotal"])
+    report("loaded", mem_total=meminfo()["MemTotal"], nodes=node_states())
     if job["crash"] == "none":
         return
     poison = Poison(lent)

@@ -72,7 +72,7 @@ def main() -> None:
         "seconds": round(sum(seconds), 3),
     }
     with open("/dev/ttyS1", "w", encoding="ascii") as port:
-        port.write(json.dumps(event) + "\n")
+        port.write("\n" + json.dumps(event) + "\n")
 
 
 main()

@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Whether the guest was the host that the trial asked for: as its kernel saw it.
+
+Without this a trial of a shape proves nothing when the shape does not come about.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any
+
+from crashlend.config import Settings
+from crashlend.lab.spec import Check
+from crashlend.sizes import MIB, mib, parse_size
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from crashlend.lab.qemu import Report
+    from crashlend.lab.spec import Spec
+
+# the device in slot 0 of bus 0
+HOST_BRIDGES = {"0x1237": "pc", "0x29c0": "q35"}
+
+
+def shape(report: Report) -> dict[str, Any]:
+    """What the guest said of itself: firmware, machine, CPUs, nodes; None where it said nothing."""
+    booted = report.find("booted")
+    efi = booted.get("efi")
+    return {
+        "firmware": None if efi is None else "uefi" if efi else "bios",
+        "machine": HOST_BRIDGES.get(booted.get("host_bridge", "")),
+        "cpus": booted.get("cpus"),
+        "nodes": len(booted["nodes"]) if booted else None,
+        "block_bytes": booted.get("block_bytes"),
+        "five_level": booted.get("la57"),
+    }
+
+
+def asked_shape(spec: Spec) -> dict[str, Any]:
+    """The shape that a trial's words must bring about; only what they determine."""
+    asked: dict[str, Any] = {
+        "firmware": spec.firmware,
+        "machine": spec.machine,
+        "cpus": spec.cpus,
+        "nodes": spec.nodes,
+    }
+    if spec.block_bytes is not None:
+        asked["block_bytes"] = spec.block_bytes
+    if spec.accel == "tcg":  # what "max" and "host" have under KVM is the processor's business
+        model, *features = spec.cpu_model.split(",")
+        able = model == "max" and not {"la57=off", "-la57"} & set(features)
+        asked["five_level"] = able and "no5lvl" not in spec.cmdline.split()
+    return asked
+
+
+def check_shape(spec: Spec, report: Report, plan: dict[str, Any]) -> Iterator[Check]:
+    """The guest is of the shape asked for."""
+    if not report.find("booted"):
+        return  # that it never got so far is another check's fact
+    found, asked = shape(report), asked_shape(spec)
+    odd = {name: found[name] for name in asked if found[name] != asked[name]}
+    words = f"{found['firmware']}, {found['machine']}, CPUs {found['cpus']}, nodes {found['nodes']}"
+    words += f", blocks of {mib(found['block_bytes'] or 0)}"
+    words += ", 5-level paging" if found["five_level"] else ""
+    if odd:
+        words += "; asked for: " + ", ".join(f"{name} {asked[name]}" for name in odd)
+    yield Check("the guest is of the shape asked for", not odd, words)
+    yield from _end_of_memory(spec, plan)
+    yield from _shares(spec, report, plan)
+
+
+def _end_of_memory(spec: Spec, plan: dict[str, Any]) -> Iterator[Check]:
+    """With ``mem=`` production's RAM ends there, to the byte."""
+    match = re.search(r"(?:^|\s)mem=(\d+[KMG]?)(?:\s|$)", spec.cmdline)
+    if not match or not plan:
+        return
+    end, wanted = max(end for _, end in plan["system_ram"]), parse_size(match.group(1))
+    yield Check(
+        "production's memory ends where it was told to",
+        end == wanted,
+        f"at {end:#x}, {end % (128 * MIB):#x} bytes after a boundary of 128 MiB",
+    )
+
+
+def _shares(spec: Spec, report: Report, plan: dict[str, Any]) -> Iterator[Check]:
+    """No node lent more than its share, and each keeps memory that the kernel can use."""
+    nodes = report.find("loaded").get("nodes", {})
+    if spec.nodes < 2 or plan.get("lender") != "movable" or not nodes:
+        return
+    size = report.find("booted")["block_bytes"]
+    share = Settings().lend_share
+    lent = {n: blocks.get("Movable", 0) for n, (_, blocks) in nodes.items()}
+    own = {n: sum(blocks.values()) - lent[n] for n, (_, blocks) in nodes.items()}
+    fair = all(lent[n] * size * 100 <= total * share for n, (total, _) in nodes.items())
+    yield Check(
+        "no node lends more than its share",
+        fair and any(lent.values()) and all(own.values()),
+        f"at most {share} %: "
+        + ", ".join(f"node {n} {mib(lent[n] * size)} of {mib(nodes[n][0])}" for n in sorted(nodes)),
+    )
