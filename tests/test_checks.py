@@ -74,6 +74,7 @@ class Case:
                 ]
                 + [{"start": HEADER_AT, "end": RESERVATION[1], "kind": "Reserved"}],
                 "segments": [],
+                "control_pages": 6,
             },
         }
         core = Ranges([(MIB, 3 * GIB)]) - Ranges([RESERVATION])
@@ -95,6 +96,7 @@ class Case:
                 "elsewhere_pages": 20000,
             },
         }
+        self.proven: bool | None = True
         self.timed_out = False
         self.console = CONSOLE
         vmcore = directory / "vmcore"
@@ -117,7 +119,8 @@ class Case:
 
     def outcome(self) -> Outcome:
         if "command" in self.events and self.events["command"]["exit"] == 0:
-            self.events["command"]["answer"] = {"plan": self.plan}
+            answer = {"plan": self.plan, "already": False, "proven": self.proven}
+            self.events["command"]["answer"] = answer
             plan = self.plan
         else:
             plan = {}
@@ -190,6 +193,26 @@ def test_lending_nothing_fails(case: Case) -> None:
     assert failed == ["as much is lent as was asked for"]
     assert judge(MOVABLE, case.outcome())
     assert judge(replace(MOVABLE, lender="none"), case.outcome())
+
+
+@pytest.mark.parametrize("proven", [False, None])
+def test_a_load_that_proves_nothing_fails(proven: bool | None, case: Case) -> None:
+    """The kernel refused the planned bytes, or was not asked."""
+    case.proven = proven
+    assert "bytes that were planned" in judge(MOVABLE, case.outcome())
+
+
+@pytest.mark.parametrize(("real", "passes"), [(6, True), (5, False), (7, False), (None, False)])
+def test_a_probe_must_find_the_planned_pages(real: int | None, passes: bool, case: Case) -> None:
+    """One page more or less, or no answer at all, is a difference between model and kernel."""
+    case.spec = replace(case.spec, probe=True)
+    if real is not None:
+        case.events["probed"] = {
+            "control_pages": 6,
+            "kernel_control_pages": real,
+            "required_bytes": 10 * MIB,
+        }
+    assert (judge(MOVABLE, case.outcome()) == "") is passes
 
 
 def test_lending_too_little_fails_unless_the_spec_allows_it(case: Case) -> None:

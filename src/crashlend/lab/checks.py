@@ -46,6 +46,7 @@ def run_checks(spec: Spec, report: Report, plan: dict[str, Any], saved: Saved) -
             _commands(report),
             *check_shape(spec, report, plan),
             _lent_as_asked(spec, plan),
+            *_proven(spec, report, plan),
         ]
     return [*_checks(spec, report, plan, saved)]
 
@@ -57,6 +58,7 @@ def _checks(spec: Spec, report: Report, plan: dict[str, Any], saved: Saved) -> I
     yield _lent_as_asked(spec, plan)
     yield from _given_back(report)
     yield from _idempotent(report)
+    yield from _proven(spec, report, plan)
     yield from _shrunk(spec, report, plan)
     yield from _waited(report, plan)
     yield from _on_cpu(spec, saved)
@@ -173,6 +175,40 @@ def _idempotent(report: Report) -> Iterator[Check]:
             yield Check(
                 "status finds the loaded image in memory", seen is True, f"verified: {seen}"
             )
+
+
+def _proven(spec: Spec, report: Report, plan: dict[str, Any]) -> Iterator[Check]:
+    """The kernel took the image in exactly the bytes that the plan required, by its own judgement."""
+    answer = next(
+        (
+            e["answer"]
+            for e in reversed(report.events)
+            if e.get("event") == "command"
+            and isinstance(e.get("answer"), dict)
+            and "already" in e["answer"]
+            and not e["answer"]["already"]
+        ),
+        None,
+    )
+    if answer is not None and plan.get("layout"):
+        pages = plan["layout"].get("control_pages")
+        yield Check(
+            "the kernel took it in the bytes that were planned",
+            answer.get("proven") is True,
+            f"{pages} pages for its own use; proven: {answer.get('proven')}",
+        )
+    if not spec.probe:
+        return
+    probed = report.find("probed")
+    planned, real = probed.get("control_pages"), probed.get("kernel_control_pages")
+    yield Check(
+        "and in no page less",
+        bool(probed) and planned == real,
+        f"planned {planned} pages for the kernel's own use, the least it took was {real}; "
+        f"{probed['required_bytes']} bytes in all"
+        if probed
+        else "the kernel was not asked",
+    )
 
 
 def _shrunk(spec: Spec, report: Report, plan: dict[str, Any]) -> Iterator[Check]:

@@ -100,6 +100,7 @@ class Outcome:
                 "after_bytes": costs.get("taken_bytes"),
                 "required_bytes": costs.get("required_bytes"),
             },
+            "probe": report.find("probed") or None,
             "payload": {
                 "kernel_bytes": stored.get("kernel"),
                 "initramfs_bytes": stored.get("initramfs"),
