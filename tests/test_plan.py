@@ -385,15 +385,6 @@ def test_in_lent_memory_only_stored_bytes_are_in_the_reservation() -> None:
     assert layout.required_bytes < PAYLOAD.image.init_size
 
 
-def test_little_memory_below_4_gib_is_said() -> None:
-    """With all lent memory above 4 GiB and a small reservation, 32-bit devices have little."""
-    plan = plan_of(small(32 * MIB), lend=GIB // 2)
-    assert plan.lent[0].start >= 4 * GIB
-    assert plan.costs.crash_kernel_low_bytes == 32 * MIB - PAGE
-    assert any("below 4 GiB" in note for note in plan.notes)
-    assert not any("below 4 GiB" in note for note in plan_of().notes)
-
-
 def test_lent_ranges_too_short_for_the_kernel_are_said() -> None:
     """Placement ``lent`` needs one piece of init_size; nothing lent is no piece at all."""
     with pytest.raises(CrashlendError, match="in one piece"):

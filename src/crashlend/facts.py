@@ -93,6 +93,15 @@ class HugePool:
 
 
 @dataclass(frozen=True)
+class NarrowDevice:
+    """A disk or network controller in use that can't address memory above 4 GiB by itself."""
+
+    address: str
+    driver: str
+    bits: int
+
+
+@dataclass(frozen=True)
 class Refusal:
     """Why memory of this host must not be lent; ``lender`` is "movable" or "any"."""
 
@@ -136,6 +145,7 @@ class Facts:
     kexec_load_disabled: Optional[bool]
     kexec_load_limit_panic: Optional[int]
     huge_pools: tuple[HugePool, ...]
+    narrow_devices: tuple[NarrowDevice, ...]
     memmap_on_memory: bool
     refusals: tuple[Refusal, ...]
     lent_blocks: tuple[int, ...]
@@ -251,6 +261,7 @@ def read_facts(files: HostFiles, *, census: bool = False) -> Facts:
             "/proc/sys/kernel/kexec_load_limit_panic", int, None, optional=True
         ),
         huge_pools=_huge_pools(reader),
+        narrow_devices=_narrow_devices(reader),
         memmap_on_memory=reader.text(
             "/sys/module/memory_hotplug/parameters/memmap_on_memory", optional=True
         )[:1]
@@ -467,6 +478,26 @@ def _huge_pools(reader: _Reader) -> tuple[HugePool, ...]:
             total = _decimal(reader, f"{base}/{name}/nr_hugepages") if match else None
             if match and total:
                 out.append(HugePool(int(node[4:]), int(match.group(1)) * 1024, total))
+    return tuple(out)
+
+
+def _narrow_devices(reader: _Reader) -> tuple[NarrowDevice, ...]:
+    """PCI storage (class 01) and network (02) functions whose driver set a mask of 32 bits or less.
+
+    Without a driver dma_mask_bits reads 32 and says nothing (drivers/pci/pci-sysfs.c).
+    """
+    base = "/sys/bus/pci/devices"
+    out = []
+    for address in reader.files.names(base):
+        event = reader.text(f"{base}/{address}/uevent", optional=True)
+        words = dict(line.split("=", 1) for line in event.splitlines() if "=" in line)
+        # PCI_CLASS is hexadecimal without leading zeros: 10802 is class 01
+        kind = words.get("PCI_CLASS", "").rjust(6, "0")[:2]
+        if "DRIVER" not in words or kind not in ("01", "02"):
+            continue
+        bits = _decimal(reader, f"{base}/{address}/dma_mask_bits")
+        if bits is not None and bits <= 32:
+            out.append(NarrowDevice(address, words["DRIVER"], bits))
     return tuple(out)
 
 

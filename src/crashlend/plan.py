@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Optional
 
+from crashlend import lowmem
 from crashlend.arch import Layout, for_machine
 from crashlend.capture.initramfs import load_archive
 from crashlend.crashkernel.grammar import lent_request
@@ -21,7 +22,6 @@ from crashlend.lenders import Offer
 from crashlend.lenders.cma import offer_cma
 from crashlend.lenders.movable import offer_movable
 from crashlend.ranges import Ranges, align_up
-from crashlend.sizes import GIB, MIB, mib
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -33,8 +33,6 @@ if TYPE_CHECKING:
 # makedumpfile's levels that leave out page cache, private page cache and user data
 USER_DATA_LEVELS = 2 | 4 | 8
 # `elfcorehdr=0x` and the longest address: its length must be known before its value
-# what drivers and the bounce buffer (swiotlb, 64 MiB by default) are used to find below 4 GiB
-LOW_MEMORY_COMFORT = 64 * MIB
 STALL_SECONDS, STALL_SECONDS_PER_TIB = 300, 120
 CORE_HEADER_WORD = "elfcorehdr={:#x}"
 
@@ -182,13 +180,12 @@ def _complete(plan: Plan, facts: Facts, settings: Settings, payload: Payload) ->
     if plan.syscall == "file":
         # the kernel builds map, header and elfcorehdr= by itself
         cmdline = crash_cmdline(facts.cmdline_bytes, append=settings.append, limit=limit - 32)
-        memory_map = arch.include_in_memory_map(facts, None, plan.lent)
-        costs = _costs(plan, memory_map, arch.RAM)
+        ram = _ram(arch.include_in_memory_map(facts, None, plan.lent), arch.RAM)
         return replace(
             plan,
             cmdline=cmdline,
-            costs=costs,
-            notes=(*plan.notes, *_low_memory(costs)),
+            costs=_costs(plan, ram),
+            notes=(*plan.notes, *lowmem.warnings(ram, facts.narrow_devices)),
             incomplete="kexec_file_load: the kernel places the segments",
         )
     reservation = arch.main_reservation(facts)
@@ -196,41 +193,41 @@ def _complete(plan: Plan, facts: Facts, settings: Settings, payload: Payload) ->
         raise arch.no_reservation()
     headers = arch.exclude_from_vmcore(facts, plan.lent)
     core = arch.core_header_segment(reservation, headers)
-    cmdline = crash_cmdline(
-        facts.cmdline_bytes,
-        [(CORE_HEADER_WORD.format(core.start), "where the core header of production lies")],
-        append=settings.append,
-        limit=limit,
-    )
-    layout = arch.lay_out(
-        facts, payload.image, initramfs_bytes, len(cmdline.encode()), plan.lent, settings.placement
-    )
-    costs = replace(_costs(plan, layout.memory_map, arch.RAM), required_bytes=layout.required_bytes)
+
+    def lay_out(more: list[tuple[str, str]]) -> tuple[CrashCmdline, Layout]:
+        words = [(CORE_HEADER_WORD.format(core.start), "where the core header of production lies")]
+        line = crash_cmdline(
+            facts.cmdline_bytes, [*words, *more], append=settings.append, limit=limit
+        )
+        length = len(line.encode())
+        return line, arch.lay_out(
+            facts, payload.image, initramfs_bytes, length, plan.lent, settings.placement
+        )
+
+    cmdline, layout = lay_out([])
+    ram = _ram(layout.memory_map, arch.RAM)
+    unpacked = (layout.kernel_runs_at, layout.kernel_runs_at + payload.image.init_size)
+    stored = ((s.start, s.end) for s in layout.segments)
+    bounce = lowmem.bounce_word(ram, Ranges([*stored, unpacked]))
+    if bounce:
+        cmdline, layout = lay_out([(bounce, lowmem.BOUNCE_REASON)])
     return replace(
         plan,
         cmdline=cmdline,
         layout=layout,
-        costs=costs,
-        notes=(*plan.notes, *_low_memory(costs)),
+        costs=replace(_costs(plan, ram), required_bytes=layout.required_bytes),
+        notes=(*plan.notes, *lowmem.warnings(ram, facts.narrow_devices)),
     )
 
 
-def _costs(plan: Plan, memory_map: Sequence[MapEntry], kind: str) -> Costs:
-    """What the crash kernel gets by this memory map, whose RAM entries are of ``kind``."""
-    ram = Ranges((e.start, e.end) for e in memory_map if e.kind == kind)
-    low = (ram & Ranges([(MIB, 4 * GIB)])).size
+def _ram(memory_map: Sequence[MapEntry], kind: str) -> Ranges:
+    return Ranges((e.start, e.end) for e in memory_map if e.kind == kind)
+
+
+def _costs(plan: Plan, ram: Ranges) -> Costs:
+    """What the crash kernel gets when ``ram`` is its memory."""
+    low = lowmem.low_bytes(ram)
     return replace(plan.costs, crash_kernel_bytes=ram.size, crash_kernel_low_bytes=low)
-
-
-def _low_memory(costs: Costs) -> tuple[str, ...]:
-    """A word of warning where devices that address 32 bits find little memory (hazard 6)."""
-    low = costs.crash_kernel_low_bytes
-    if low is None or low >= LOW_MEMORY_COMFORT:
-        return ()
-    return (
-        f"the crash kernel has only {mib(low)} below 4 GiB: a dump target whose device can't "
-        "address more may fail; a larger reservation helps",
-    )
 
 
 def _syscall(facts: Facts, settings: Settings, lender: str) -> str:

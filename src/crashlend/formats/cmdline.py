@@ -77,6 +77,7 @@ DROPPED: tuple[Drop, ...] = (
     Drop("hugetlb_cma_only", _HUGE),
     Drop("sysctl.vm.", "tuned for production's memory, huge pages among it"),
     Drop("sysctl.vm/", "tuned for production's memory, huge pages among it"),
+    Drop("swiotlb", "bounce buffers are sized for production's memory"),
     Drop("cma", _CMA),
     Drop("cma_pernuma", _CMA),
     Drop("numa_cma", _CMA),
