@@ -195,6 +195,41 @@ def test_lending_nothing_fails(case: Case) -> None:
     assert judge(replace(MOVABLE, lender="none"), case.outcome())
 
 
+@pytest.mark.parametrize(
+    ("stays", "passes"),
+    [(10_200_000, True), (10_933_000, True), (10_935_000, False), (9_999_999, False)],
+)
+def test_an_exact_reservation_is_the_payload_and_hardly_more(
+    stays: int, passes: bool, case: Case
+) -> None:
+    """1.02 times kernel and initramfs and 0.7 MiB; less than both is no measurement."""
+    case.spec = replace(case.spec, reserve="exact")
+    case.plan["layout"]["segments"] = [
+        {"name": name, "stored_bytes": n}
+        for name, n in (("kernel", 8_000_000), ("initramfs", 2_000_000))
+    ] + [{"name": "entry", "stored_bytes": 900}]
+    case.plan["costs"] = {"taken_bytes": stays, "required_bytes": stays}
+    failed = [c.name for c in case.outcome().checks if not c.ok]
+    assert ("what stays reserved is little more than the payload" not in failed) is passes
+
+
+@pytest.mark.parametrize(
+    ("reserve", "words"),
+    [
+        ("keep", []),
+        ("auto", ["--shrink"]),
+        ("exact", ["--shrink", "--shrink-margin", "0"]),
+        ("20M", ["--shrink", "20M"]),
+    ],
+)
+def test_reserve_becomes_words_of_load(reserve: str, words: list[str], case: Case) -> None:
+    """The lab's --reserve is what a user would say."""
+    found = complete_words(replace(case.spec, reserve=reserve), ["load"])
+    at = found.index("--shrink") if "--shrink" in found else len(found)
+    assert found[at : at + len(words)] == words
+    assert ("--shrink" in found) is bool(words)
+
+
 @pytest.mark.parametrize("proven", [False, None])
 def test_a_load_that_proves_nothing_fails(proven: bool | None, case: Case) -> None:
     """The kernel refused the planned bytes, or was not asked."""

@@ -77,6 +77,24 @@ def test_exact_fits_and_a_page_less_does_not() -> None:
         make_plan(shrunk(size - PAGE), Settings(), PAYLOAD, held_only=True)
 
 
+@pytest.mark.parametrize("megabytes", [20, 100])
+def test_a_size_that_is_asked_for_is_what_stays(megabytes: int, some: ShrinkHost) -> None:
+    """Whatever the margin; the image is loaded into just that."""
+    done = load(shrink=True, shrink_to=megabytes * MIB)
+    assert some.end - START == megabytes * MIB
+    assert done.freed_bytes == END - some.end
+    assert done.plan.reservation == Ranges([(START, some.end)])
+    assert_loaded(some)
+
+
+def test_a_size_that_is_too_small_is_said_with_what_is_needed(some: ShrinkHost) -> None:
+    """The reservation stays, and the image is loaded all the same."""
+    said: list[str] = []
+    assert load(said=said, shrink=True, shrink_to=PAGE).freed_bytes == 0
+    assert any("stays as it is" in line and "needs" in line for line in said)
+    assert_loaded(some)
+
+
 @pytest.mark.parametrize("margin", [0, None])
 def test_nothing_to_win_is_none(margin: int | None) -> None:
     """What was shrunk already, or is smaller than the margin wants it, stays as it is."""
@@ -344,7 +362,7 @@ def some(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ShrinkHost:
 
 
 def load(
-    settings: Settings = TWO_BLOCKS, said: list[str] | None = None, **how: bool
+    settings: Settings = TWO_BLOCKS, said: list[str] | None = None, **how: Any
 ) -> loading.Loaded:
     say = quiet if said is None else said.append
     return loading.load(settings, lambda _release: FILES, say=say, clock=lambda: 0.0, **how)

@@ -14,7 +14,7 @@ from crashlend.arch import for_machine
 from crashlend.errors import CrashlendError
 from crashlend.plan import make_plan
 from crashlend.ranges import align_up
-from crashlend.sizes import MIB
+from crashlend.sizes import MIB, mib
 
 if TYPE_CHECKING:
     from crashlend.config import Settings
@@ -47,10 +47,12 @@ class Shrink:
         return self.before.size - self.after_bytes
 
 
-def plan_shrink(facts: Facts, settings: Settings, payload: Payload) -> Optional[Shrink]:
+def plan_shrink(
+    facts: Facts, settings: Settings, payload: Payload, to_bytes: Optional[int] = None
+) -> Optional[Shrink]:
     """Plan the smallest reservation, with its margin; None when there is nothing to win.
 
-    The kernel runs in lent memory then, unless the settings say otherwise or nothing is lent.
+    ``to_bytes`` is the size to shrink to instead, if the crash kernel fits in it. The kernel runs in lent memory then, unless the settings say otherwise or nothing is lent.
     CrashlendError when the plan can't be made, or when the kernel's file for the size can't be
     used safely.
     """
@@ -76,7 +78,13 @@ def plan_shrink(facts: Facts, settings: Settings, payload: Payload) -> Optional[
     margin = settings.shrink_margin
     if margin is None:
         margin = max(4 * MIB, stored // 4)
-    after = align_up(plan.layout.required_bytes + margin, PAGE)
+    required = plan.layout.required_bytes
+    if to_bytes is not None and to_bytes < required:
+        raise CrashlendError(
+            f"cannot shrink the reservation to {mib(to_bytes)}",
+            f"the crash kernel needs {mib(required)} in it",
+        )
+    after = align_up(required + margin if to_bytes is None else to_bytes, PAGE)
     if after >= before.size:
         return None
     return Shrink(

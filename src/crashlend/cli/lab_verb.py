@@ -9,9 +9,9 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from crashlend.cli.main import size_argument
 from crashlend.cli.output import print_json, progress
 from crashlend.errors import EXIT_DONE, EXIT_FAILED, CrashlendError
-from crashlend.sizes import parse_size
 
 if TYPE_CHECKING:
     from crashlend.lab.spec import Spec
@@ -40,7 +40,7 @@ def _add_trial_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--modules", type=Path, metavar="DIR", help="lib/modules/RELEASE of a vmlinuz given by path"
     )
-    parser.add_argument("--memory", type=_size, default=4 << 30, metavar="SIZE")
+    parser.add_argument("--memory", type=size_argument, default=4 << 30, metavar="SIZE")
     parser.add_argument("--cpus", type=_count, default=1, metavar="N")
     parser.add_argument(
         "--nodes", type=_count, default=1, metavar="N", help="NUMA nodes; memory and CPUs are split"
@@ -57,7 +57,9 @@ def _add_trial_flags(parser: argparse.ArgumentParser) -> None:
         help="production's own words (default: %(default)s)",
     )
     parser.add_argument("--lender", choices=("auto", "movable", "cma", "none"), default="auto")
-    parser.add_argument("--lend", type=_size, metavar="SIZE", help="instead of the ,cma word")
+    parser.add_argument(
+        "--lend", type=size_argument, metavar="SIZE", help="instead of the ,cma word"
+    )
     parser.add_argument("--syscall", choices=("auto", "load", "file"), default="auto")
     parser.add_argument(
         "--placement",
@@ -67,9 +69,11 @@ def _add_trial_flags(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--reserve",
-        choices=("keep", "auto", "exact"),
+        type=_reserve,
         default="keep",
-        help="shrink the reservation to what is required and a margin (auto) or to that (exact)",
+        metavar="keep|auto|exact|SIZE",
+        help="shrink the reservation: to what is required and a margin, to what is required, or to "
+        "SIZE",
     )
     parser.add_argument(
         "--crash",
@@ -87,7 +91,12 @@ def _add_trial_flags(parser: argparse.ArgumentParser) -> None:
         help="how long the entry code waits; the product's default is 10 (default here: 1)",
     )
     parser.add_argument(
-        "--dimm", type=_size, action="append", default=[], metavar="SIZE", help="add a pc-dimm"
+        "--dimm",
+        type=size_argument,
+        action="append",
+        default=[],
+        metavar="SIZE",
+        help="add a pc-dimm",
     )
     parser.add_argument("--accel", choices=("auto", "tcg", "kvm"), default="tcg")
     parser.add_argument("--timeout", type=float, default=300.0, metavar="SECONDS")
@@ -95,11 +104,10 @@ def _add_trial_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON (schema 1)")
 
 
-def _size(text: str) -> int:
-    try:
-        return parse_size(text)
-    except Exception as error:
-        raise argparse.ArgumentTypeError(str(error)) from error
+def _reserve(text: str) -> str:
+    if text not in ("keep", "auto", "exact"):
+        size_argument(text)
+    return text
 
 
 def _count(text: str) -> int:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from crashlend import config
 from crashlend.cli.hosts import CAPTURE, LENDING, PAYLOAD, files_getter, settings_from
+from crashlend.cli.main import size_argument
 from crashlend.cli.output import print_json, print_rows, progress
 from crashlend.cli.plan_verb import cost_rows, show_plan
 from crashlend.facts import read_facts
@@ -20,13 +21,20 @@ if TYPE_CHECKING:
     import argparse
 
 
+SMALLEST = 0  # --shrink without a size
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON (schema 1)")
     parser.add_argument("--dry-run", action="store_true", help="plan everything, change nothing")
     parser.add_argument(
         "--shrink",
-        action="store_true",
-        help="give back what of the reservation is not needed, until the next boot",
+        nargs="?",
+        const=SMALLEST,
+        type=size_argument,
+        metavar="SIZE",
+        help="give back what of the reservation is not needed, or all beyond SIZE, until the next "
+        "boot",
     )
     config.add_flags(parser, (*LENDING, *PAYLOAD, *CAPTURE))
 
@@ -40,7 +48,13 @@ def run(args: argparse.Namespace, *, again: bool = False) -> int:
         print_json(plan.to_json()) if args.json else show_plan(plan, facts)
         return 0
     done = loading.load(
-        settings, get_files, say=progress, clock=time.monotonic, again=again, shrink=args.shrink
+        settings,
+        get_files,
+        say=progress,
+        clock=time.monotonic,
+        again=again,
+        shrink=args.shrink is not None,
+        shrink_to=args.shrink if args.shrink != SMALLEST else None,
     )
     if args.json:
         print_json(

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, NoReturn
 from crashlend import __version__
 from crashlend.cli.output import complain
 from crashlend.errors import EXIT_FAILED, EXIT_USAGE, CrashlendError, Terminated
+from crashlend.sizes import parse_size
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -70,6 +71,14 @@ def add_root(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="read a snapshot (file or unpacked) instead of this host",
     )
+
+
+def size_argument(text: str) -> int:
+    """A size with K, M, G or T, for argparse."""
+    try:
+        return parse_size(text)
+    except CrashlendError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def main(argv: Sequence[str] | None = None) -> int:

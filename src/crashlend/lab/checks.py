@@ -35,6 +35,8 @@ KERNEL_BYTES = 72 * MIB
 SECTION = 128 * MIB
 PAGE_STRUCT = 64
 SWIOTLB_BYTES = 64 * MIB
+# an exact reservation: the payload, and what the kernel and the entry need besides
+EXACT_FACTOR, EXACT_BYTES = 1.02, 7 * MIB // 10
 PANIC = "Kernel panic - not syncing"
 OUT_OF_MEMORY = ("System is deadlocked on memory", "Out of memory")
 
@@ -225,6 +227,15 @@ def _shrunk(spec: Spec, report: Report, plan: dict[str, Any]) -> Iterator[Check]
         f"{mib(freed)} freed, MemTotal grew by {mib(gained)}; {mib(costs.get('taken_bytes') or 0)} "
         f"stay, {mib(costs.get('required_bytes') or 0)} required",
     )
+    if spec.reserve == "exact":
+        segments = (plan.get("layout") or {}).get("segments", [])
+        payload = sum(s["stored_bytes"] for s in segments if s["name"] in ("kernel", "initramfs"))
+        stays, most = costs.get("taken_bytes") or 0, payload * EXACT_FACTOR + EXACT_BYTES
+        yield Check(
+            "what stays reserved is little more than the payload",
+            0 < payload <= stays <= most,
+            f"{mib(stays)} for a payload of {mib(payload)}, {mib(int(most))} at most",
+        )
 
 
 def _waited(report: Report, plan: dict[str, Any]) -> Iterator[Check]:

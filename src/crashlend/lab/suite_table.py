@@ -194,6 +194,20 @@ SUITE = (
         quick=False,
     ),
     Trial(
+        "shrink-exact-6.1",
+        "the same to the page: what stays is the payload and hardly more",
+        "6.1",
+        {"cmdline": "crashkernel=1G,cma crashkernel=256M", "reserve": "exact"},
+        quick=False,
+    ),
+    Trial(
+        "shrink-size-6.1",
+        "the same to a size that was asked for",
+        "6.1",
+        {"cmdline": "crashkernel=1G,cma crashkernel=256M", "reserve": "20M"},
+        quick=False,
+    ),
+    Trial(
         "shrink-exact-7.3",
         "the same to the page, on the kernel's own ,cma range",
         "7.3",

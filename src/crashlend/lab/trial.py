@@ -271,10 +271,12 @@ def complete_words(spec: Spec, words: Sequence[str]) -> list[str]:
     out = [words[0], "--json", "--path", "/lab/crash", "--hooks", "/lab/hooks"]
     out += ["--dump-level", str(spec.dump_level), "--dma-wait", f"{spec.dma_wait:g}"]
     out += ["--lender", spec.lender, "--syscall", spec.syscall, "--placement", spec.placement]
-    if spec.reserve != "keep":
+    if spec.reserve == "auto":
         out.append("--shrink")
-    if spec.reserve == "exact":
-        out += ["--shrink-margin", "0"]
+    elif spec.reserve == "exact":
+        out += ["--shrink", "--shrink-margin", "0"]
+    elif spec.reserve != "keep":
+        out += ["--shrink", spec.reserve]
     if not spec.build_in_guest:
         out += ["--initramfs", "/lab/initramfs"]
     if spec.lend_bytes is not None:

@@ -75,11 +75,12 @@ def load(
     clock: Callable[[], float],
     again: bool = False,
     shrink: bool = False,
+    shrink_to: Optional[int] = None,
 ) -> Loaded:
     """Lend memory and load the crash kernel. Idempotent: what is there already stays.
 
-    ``shrink``: also give back what of the reservation is not needed, once the kernel itself has
-    shown that the image fits in the rest.
+    ``shrink``: also give back what of the reservation is not needed (all beyond ``shrink_to``
+    bytes, where that is given), once the kernel itself has shown that the image fits in the rest.
 
     ``get_files`` reads (or builds) kernel and initramfs for a release, ``again`` loads even
     when the very same image is loaded. Raises what planning refuses, before anything was touched.
@@ -108,7 +109,7 @@ def load(
                     f"{mib(plan.lent.size)} of the {mib(settings.lend_min)} that lend_min demands",
                     hint="lower lend_min, or see `crashlend plan` for what is in the way",
                 )
-            shrunk = _shrink(facts, settings, files, state, say) if shrink else None
+            shrunk = _shrink(facts, settings, files, state, say, shrink_to) if shrink else None
             if shrunk is not None:
                 facts = read_facts(TreeFiles(Path("/")))
                 plan = check(facts, settings, files.payload, held_only=True)
@@ -132,14 +133,19 @@ def load(
 
 
 def _shrink(
-    facts: Facts, settings: Settings, files: Files, state: State, say: Say
+    facts: Facts,
+    settings: Settings,
+    files: Files,
+    state: State,
+    say: Say,
+    to_bytes: Optional[int],
 ) -> Optional[Shrink]:
     """Shrink the reservation if that wins anything; afterwards no image is loaded.
 
     What can't be done leaves the reservation as it is and is said; the load goes on either way.
     """
     try:
-        shrink = plan_shrink(facts, settings, files.payload)
+        shrink = plan_shrink(facts, settings, files.payload, to_bytes)
     except CrashlendError as error:
         say(f"the reservation stays as it is: {error}")
         return None
@@ -154,7 +160,7 @@ def _shrink(
     state.set_loaded({"step": "loading"})
     try:
         try:
-            shrink = _rehearse(shrink, facts, settings, files, state)
+            shrink = _rehearse(shrink, facts, settings, files, state, to_bytes)
         except CrashlendError:
             if kexec.crash_loaded():
                 # refused before the kernel let go of the old image (EPERM, EBUSY)
@@ -169,7 +175,12 @@ def _shrink(
 
 
 def _rehearse(
-    shrink: Shrink, facts: Facts, settings: Settings, files: Files, state: State
+    shrink: Shrink,
+    facts: Facts,
+    settings: Settings,
+    files: Files,
+    state: State,
+    to_bytes: Optional[int],
 ) -> Shrink:
     """Have the kernel judge the smallest reservation that its own tables allow.
 
@@ -178,7 +189,7 @@ def _rehearse(
     ram_bytes = facts.meminfo.get("MemTotal", 0)
 
     def smallest(variant: Facts) -> Shrink:
-        return plan_shrink(variant, settings, files.payload) or shrink
+        return plan_shrink(variant, settings, files.payload, to_bytes) or shrink
 
     variants = kernel_variants(facts, lambda variant: smallest(variant).plan)
     for variant in variants:
