@@ -8,7 +8,7 @@ PYTEST := $(BIN)/pytest -q
 RESULTS := build/trials
 JOBS ?= 2
 
-.PHONY: help demo test unit trials check trial bare purgatory docs clean
+.PHONY: help demo test unit trials check trial exact bare purgatory docs clean
 
 help: ## this list
 	@awk -F':.*## ' '/^[a-z]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' Makefile
@@ -29,6 +29,10 @@ trials: .venv/.dev
 trial: .venv/.dev ## every trial of the suite; results stay in build/trials
 	rm -rf $(RESULTS)
 	CRASHLEND_TRIALS=all $(PYTEST) -m trial -n $(JOBS) --maxschedchunk=1 tests/test_trials.py
+
+exact: .venv/.dev ## ask 64 guests for the smallest reservation they take; writes docs/exact-size.md
+	CRASHLEND_TRIALS=all $(PYTEST) -m trial -k exact -n $(JOBS) --maxschedchunk=1 tests/test_trials.py; \
+	  $(BIN)/python tools/exact_table.py $(RESULTS) > docs/exact-size.md
 
 check: .venv/.dev ## linters and types
 	$(BIN)/ruff check .
