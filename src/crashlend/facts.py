@@ -17,9 +17,8 @@ from crashlend.errors import CrashlendError
 from crashlend.formats import bootparams, elfcore, procfs
 from crashlend.formats.cmdline import from_proc
 from crashlend.formats.procfs import Resource, Zone
-from crashlend.hostfiles import CENSUS
-from crashlend.jsonable import from_json
-from crashlend.lenders.census import ENTRY_BYTES, BlockCensus, count_pages
+from crashlend.lenders.census import BlockCensus
+from crashlend.pagefacts import block_census, lent_blocks, recorded_census
 
 if TYPE_CHECKING:
     from crashlend.hostfiles import HostFiles
@@ -267,10 +266,10 @@ def read_facts(files: HostFiles, *, census: bool = False) -> Facts:
         )[:1]
         in ("Y", "f", "1"),
         refusals=_refusals(reader, cpu_flags, meminfo),
-        lent_blocks=_lent_blocks(reader),
+        lent_blocks=lent_blocks(reader, STATE_PATH),
         rounds_gib_outwards=_learned(reader, "rounds_gib_outwards"),
-        block_census=_recorded_census(reader)
-        or (_block_census(reader, blocks, block_bytes) if census else ()),
+        block_census=recorded_census(reader)
+        or (block_census(reader, blocks, block_bytes) if census else ()),
         missing=dict(sorted(reader.missing.items())),
     )
 
@@ -339,36 +338,6 @@ def _memory_blocks(reader: _Reader) -> tuple[MemoryBlock, ...]:
             )
         )
     return tuple(sorted(out, key=lambda b: b.index))
-
-
-def _block_census(
-    reader: _Reader, blocks: tuple[MemoryBlock, ...], block_bytes: Optional[int]
-) -> tuple[BlockCensus, ...]:
-    """What the pages of every online block hold, from /proc/kpageflags."""
-    if not block_bytes:
-        return ()
-    length = block_bytes // PAGE * ENTRY_BYTES
-    out = []
-    for block in blocks:
-        if block.state != "online":
-            continue
-        try:
-            flags = reader.files.read("/proc/kpageflags", length, offset=block.index * length)
-            out.append(count_pages(block.index, flags))
-        except (OSError, CrashlendError) as error:
-            reader.missing["/proc/kpageflags"] = str(error)
-            break
-    return tuple(out)
-
-
-def _recorded_census(reader: _Reader) -> tuple[BlockCensus, ...]:
-    """The census in a snapshot; the running host has none of the kind."""
-    return reader.parsed(
-        CENSUS,
-        lambda data: from_json(tuple[BlockCensus, ...], json.loads(data)),
-        (),
-        optional=True,
-    )
 
 
 def _crash_notes(reader: _Reader) -> tuple[CrashNote, ...]:
@@ -549,23 +518,3 @@ def _learned(reader: _Reader, name: str) -> Optional[bool]:
         return known if isinstance(known, bool) else None
 
     return reader.parsed(STATE_PATH, parse, None, optional=True)
-
-
-def _lent_blocks(reader: _Reader) -> tuple[int, ...]:
-    """The blocks that the state file says crashlend made movable."""
-
-    def parse(data: bytes) -> tuple[int, ...]:
-        value = json.loads(data)
-        blocks = value.get("blocks") if isinstance(value, dict) else None
-        if not isinstance(blocks, dict):
-            raise ValueError("it is damaged")
-        # any other step is on its way; a damaged record is no record
-        return tuple(
-            sorted(
-                int(index)
-                for index, block in blocks.items()
-                if isinstance(block, dict) and block.get("step") == "lent"
-            )
-        )
-
-    return reader.parsed(STATE_PATH, parse, (), optional=True)
