@@ -34,7 +34,7 @@ SECRET = b"MEMORY OF THE KERNEL"
 PRIVATE_LOG_LINE = b"6,3,90,-;usb 1-1: SerialNumber: 1234567\n"
 
 # bits of /proc/kpageflags: Documentation/admin-guide/mm/pagemap.rst
-SLAB, BUDDY, ANON, LRU, HUGE, HWPOISON, OFFLINE = (
+SLAB, BUDDY, ANON, LRU, HUGE, HWPOISON, OFFLINE, RESERVED = (
     1 << 7,
     1 << 10,
     1 << 12,
@@ -42,6 +42,7 @@ SLAB, BUDDY, ANON, LRU, HUGE, HWPOISON, OFFLINE = (
     1 << 17,
     1 << 19,
     1 << 23,
+    1 << 32,
 )
 
 
@@ -154,6 +155,8 @@ def page_flags(blocks: Mapping[int, Sequence[tuple[int, int]]], last: int) -> by
     """``/proc/kpageflags``: per block (flags, pages) runs, the rest free; ``last`` block index."""
     pages = BLOCK // PAGE
     out = bytearray(struct.pack("<Q", BUDDY) * pages * (last + 1))
+    code = TEXT_PHYS // PAGE * 8
+    out[code : code + 8] = struct.pack("<Q", RESERVED)
     for index, runs in blocks.items():
         at = index * pages * 8
         for flags, count in runs:

@@ -118,10 +118,26 @@ def test_flags(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
+    "text", ["auto", "none", "cma", "cma, movable", "movable,movable-zone,cma"]
+)
+def test_lenders_are_words_by_comma(tmp_path: Path, text: str) -> None:
+    """In their order, spaces or not; the settings have them without."""
+    main(tmp_path, f"lender = {text}")
+    assert load_settings(tmp_path, {}).lender == text.replace(" ", "")
+
+
+@pytest.mark.parametrize("text", ["cma,auto", "none,none", "cma,cma", "cma,,movable", ",", "zone"])
+def test_lenders_that_make_no_sense_together_are_refused(tmp_path: Path, text: str) -> None:
+    """Auto and none stand alone, nothing twice, nothing unknown or empty."""
+    with pytest.raises(UsageError, match="not allowed"):
+        load_settings(tmp_path, {"lender": text})
+
+
+@pytest.mark.parametrize(
     ("line", "allowed"),
     [
         ("lend = 1.5G", "a size such as"),
-        ("lender = cmaa", "auto, movable, cma, none"),
+        ("lender = cmaa", "auto, none, or some of cma, movable-zone, movable"),
         ("lend_share = 101", "from 0 to 100"),
         ("dump_level = -1", "from 0 to 31"),
         ("dump_level = 0x1f", "from 0 to 31"),

@@ -81,8 +81,8 @@ def test_zoneinfo_gives_every_zone_its_counts() -> None:
     """Pages spanned, present, managed and free, and the start; per zone and node."""
     zones = procfs.parse_zoneinfo(zoneinfo([(0, "DMA", 1, 3999), (1, "Movable", 4096, 32768)]))
     assert zones == (
-        Zone(0, "DMA", 1, 3999, 3999, 3999, 1999),
-        Zone(1, "Movable", 4096, 32768, 32768, 32768, 16384),
+        Zone(0, "DMA", 1, 3999, 3999, 3999, 1999, 0),
+        Zone(1, "Movable", 4096, 32768, 32768, 32768, 16384, 0),
     )
 
 

@@ -143,6 +143,30 @@ class Choice:
 
 
 @dataclass(frozen=True)
+class Words:
+    """Some of a few words by comma, in order of preference; those of ``alone`` stand alone."""
+
+    words: tuple[str, ...]
+    alone: tuple[str, ...]
+    metavar = "NAME[,NAME...]"
+
+    @property
+    def allowed(self) -> str:
+        return f"one of {', '.join(self.alone)}, or some of {', '.join(self.words)} (by comma)"
+
+    def parse(self, text: str) -> Value:
+        given = [word.strip() for word in text.split(",")]
+        if given[0] in self.alone and len(given) == 1:
+            return given[0]
+        if len(set(given)) < len(given) or not set(given) <= set(self.words):
+            raise ValueError(text)
+        return ",".join(given)
+
+    def show(self, value: Value) -> str:
+        return str(value)
+
+
+@dataclass(frozen=True)
 class AbsolutePath:
     """A path from "/" on. It is not looked up here."""
 
@@ -175,7 +199,7 @@ class Text:
         return str(value)
 
 
-Kind = Union[Size, Whole, Seconds, Bool, Choice, AbsolutePath, Text]
+Kind = Union[Size, Whole, Seconds, Bool, Choice, Words, AbsolutePath, Text]
 
 
 # --- the table -----------------------------------------------------------------------------------
@@ -197,7 +221,11 @@ class Settings:
         unset="what crashkernel=SIZE,cma on the command line asks for",
     )
     lender: str = _setting(
-        "auto", Choice(("auto", "movable", "cma", "none")), "where lent memory comes from"
+        "auto",
+        Words(("cma", "movable-zone", "movable"), alone=("auto", "none")),
+        "where lent memory comes from: the kernel's own ranges (cma), clean memory of a ZONE_MOVABLE "
+        "that exists already (movable-zone), or memory blocks that crashlend makes movable (movable); "
+        "of several each is asked for what those before it lack",
     )
     lend_min: int = _setting(0, Size(), "the least lent memory that counts as success")
     lend_share: int = _setting(

@@ -18,7 +18,7 @@ from crashlend.formats import bootparams, elfcore, procfs
 from crashlend.formats.cmdline import from_proc
 from crashlend.formats.procfs import Resource, Zone
 from crashlend.lenders.census import BlockCensus
-from crashlend.pagefacts import block_census, lent_blocks, recorded_census
+from crashlend.pagefacts import own_memory, page_census
 
 if TYPE_CHECKING:
     from crashlend.hostfiles import HostFiles
@@ -62,6 +62,14 @@ class MemoryBlock:
     state: str
     zones: tuple[str, ...]
     node: int
+
+    @property
+    def is_movable(self) -> bool:
+        """Whether it is online and all of it lies in ZONE_MOVABLE.
+
+        A block that spans zones reads "none": which of its pages lie where is not told.
+        """
+        return self.state == "online" and self.zones[:1] == ("Movable",)
 
 
 @dataclass(frozen=True)
@@ -114,6 +122,10 @@ class Facts:
 
     ``rounds_gib_outwards``: whether kexec's identity map gives a GiB a single entry that RAM covers
     only in part; None until a load since boot has shown it (arch/x86_64_tables.py).
+    ``own_blocks`` are the memory blocks that crashlend has made movable or is about to,
+    ``lent_blocks`` those of them that are lent, ``lent_zone`` what the loaded image was given of a
+    ZONE_MOVABLE that crashlend did not make. ``clean_runs`` is what may be lent of that zone, None
+    without a census.
     """
 
     arch: str
@@ -149,7 +161,10 @@ class Facts:
     refusals: tuple[Refusal, ...]
     lent_blocks: tuple[int, ...]
     rounds_gib_outwards: Optional[bool]
+    own_blocks: tuple[int, ...] = ()
+    lent_zone: tuple[tuple[int, int], ...] = ()
     block_census: tuple[BlockCensus, ...] = ()
+    clean_runs: Optional[tuple[tuple[int, int], ...]] = None
     missing: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -201,7 +216,7 @@ class _Reader:
 def read_facts(files: HostFiles, *, census: bool = False) -> Facts:
     """Read everything from ``files``: the running host or a snapshot of one.
 
-    ``census``: also count what the pages of every online block hold (about 10 ms per GiB); a
+    ``census``: also look at what the pages of every online block hold (about 10 ms per GiB); a
     snapshot that was taken with a census brings it along in any case.
     """
     reader = _Reader(files)
@@ -215,6 +230,16 @@ def read_facts(files: HostFiles, *, census: bool = False) -> Facts:
     release = reader.text("/proc/sys/kernel/osrelease")
     blocks = _memory_blocks(reader)
     cpu_flags = _cpu_flags(reader)
+    own = own_memory(reader, STATE_PATH)
+    looked = page_census(
+        reader,
+        iomem,
+        blocks,
+        block_bytes,
+        own.blocks,
+        meminfo.get("HardwareCorrupted", 0),
+        census=census,
+    )
     return Facts(
         arch=_arch(reader),
         release=release,
@@ -266,10 +291,12 @@ def read_facts(files: HostFiles, *, census: bool = False) -> Facts:
         )[:1]
         in ("Y", "f", "1"),
         refusals=_refusals(reader, cpu_flags, meminfo),
-        lent_blocks=lent_blocks(reader, STATE_PATH),
+        lent_blocks=own.lent_blocks,
+        own_blocks=own.blocks,
+        lent_zone=own.lent_zone,
         rounds_gib_outwards=_learned(reader, "rounds_gib_outwards"),
-        block_census=recorded_census(reader)
-        or (block_census(reader, blocks, block_bytes) if census else ()),
+        block_census=looked.blocks,
+        clean_runs=looked.clean_runs,
         missing=dict(sorted(reader.missing.items())),
     )
 

@@ -19,6 +19,8 @@ MANIFEST = "crashlend-snapshot.json"
 # In a snapshot: what the pages of each memory block held (/proc/kpageflags itself is too large).
 # Below /proc, where no file of this name can be on a running host.
 CENSUS = "/proc/crashlend-census.json"
+# ... and where the clean memory of a ZONE_MOVABLE was.
+CLEAN_RUNS = "/proc/crashlend-clean-runs.json"
 # No file read here is larger; a truncated one is said to be so by its parser.
 MAX_BYTES = 64 * 1024 * 1024
 # What tarfile and the decompressors below it raise for damaged archives.

@@ -4,64 +4,142 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Optional
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Optional
 
 from crashlend.errors import CrashlendError
-from crashlend.hostfiles import CENSUS
+from crashlend.hostfiles import CENSUS, CLEAN_RUNS
 from crashlend.jsonable import from_json
-from crashlend.lenders.census import ENTRY_BYTES, BlockCensus, count_pages
+from crashlend.lenders.census import (
+    ENTRY_BYTES,
+    MIN_RUN_BYTES,
+    BlockCensus,
+    clean_runs,
+    count_pages,
+    is_reserved,
+)
+from crashlend.ranges import Ranges
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from crashlend.facts import MemoryBlock, _Reader
+    from crashlend.formats.procfs import Resource
 
 PAGE = 4096
+PAGE_FLAGS = "/proc/kpageflags"
+UNMARKED = "it does not mark the kernel's own code as reserved, so early boot's data would not show"
+Pairs = tuple[tuple[int, int], ...]
 
 
-def block_census(
-    reader: _Reader, blocks: tuple[MemoryBlock, ...], block_bytes: Optional[int]
-) -> tuple[BlockCensus, ...]:
-    """What the pages of every online block hold, from /proc/kpageflags."""
-    if not block_bytes:
-        return ()
+@dataclass(frozen=True)
+class PageCensus:
+    """What the pages hold: counts of each block, and the clean runs of a foreign ZONE_MOVABLE."""
+
+    blocks: tuple[BlockCensus, ...] = ()
+    clean_runs: Optional[Pairs] = None
+
+
+@dataclass(frozen=True)
+class OwnMemory:
+    """What the state file says of memory: all blocks in it, the lent ones, and of a zone."""
+
+    blocks: tuple[int, ...] = ()
+    lent_blocks: tuple[int, ...] = ()
+    lent_zone: Pairs = ()
+
+
+def page_census(
+    reader: _Reader,
+    iomem: Sequence[Resource],
+    blocks: tuple[MemoryBlock, ...],
+    block_bytes: Optional[int],
+    own_blocks: Sequence[int],
+    corrupted_bytes: int,
+    *,
+    census: bool,
+) -> PageCensus:
+    """The census of a snapshot that has one, else that of the host when ``census`` asks for it."""
+    recorded = PageCensus(
+        reader.parsed(
+            CENSUS,
+            lambda data: from_json(tuple[BlockCensus, ...], json.loads(data)),
+            (),
+            optional=True,
+        ),
+        reader.parsed(
+            CLEAN_RUNS, lambda data: from_json(Pairs, json.loads(data)), None, optional=True
+        ),
+    )
+    if recorded.blocks or not census or not block_bytes:
+        return recorded
+    looked = _look(reader, blocks, block_bytes, own_blocks, corrupted_bytes)
+    if looked.clean_runs and not _marks_what_is_reserved(reader, iomem):
+        reader.missing[PAGE_FLAGS] = UNMARKED
+        return replace(looked, clean_runs=None)
+    return looked
+
+
+def _look(
+    reader: _Reader,
+    blocks: tuple[MemoryBlock, ...],
+    block_bytes: int,
+    own_blocks: Sequence[int],
+    corrupted_bytes: int,
+) -> PageCensus:
     length = block_bytes // PAGE * ENTRY_BYTES
-    out = []
+    counted = []
+    clean: list[tuple[int, int]] = []
+    whole = True
     for block in blocks:
         if block.state != "online":
             continue
         try:
-            flags = reader.files.read("/proc/kpageflags", length, offset=block.index * length)
-            out.append(count_pages(block.index, flags))
+            flags = reader.files.read(PAGE_FLAGS, length, offset=block.index * length)
+            counted.append(count_pages(block.index, flags))
+            if block.is_movable and block.index not in own_blocks:
+                first_pfn = block.index * block_bytes // PAGE
+                clean += clean_runs(flags, first_pfn, huge=not corrupted_bytes)
         except (OSError, CrashlendError) as error:
-            reader.missing["/proc/kpageflags"] = str(error)
+            reader.missing[PAGE_FLAGS] = str(error)
+            whole = False
             break
-    return tuple(out)
+    # only now: a run may go on in the next block
+    long = tuple((r.start, r.end) for r in Ranges(clean) if r.size >= MIN_RUN_BYTES)
+    return PageCensus(tuple(counted), long if whole else None)
 
 
-def recorded_census(reader: _Reader) -> tuple[BlockCensus, ...]:
-    """The census in a snapshot; the running host has none of the kind."""
-    return reader.parsed(
-        CENSUS,
-        lambda data: from_json(tuple[BlockCensus, ...], json.loads(data)),
-        (),
-        optional=True,
+def _marks_what_is_reserved(reader: _Reader, iomem: Sequence[Resource]) -> bool:
+    """Whether the flag RESERVED is what it was: the kernel's own code carries it.
+
+    It is the one flag that tells early boot's data, and among those that the kernel's header says
+    never to rely on (include/linux/kernel-page-flags.h).
+    """
+    code = next((r.start // PAGE for r in iomem if r.name == "Kernel code"), None)
+    if code is None:
+        return False
+    try:
+        return is_reserved(reader.files.read(PAGE_FLAGS, ENTRY_BYTES, offset=code * ENTRY_BYTES))
+    except OSError:
+        return False
+
+
+def own_memory(reader: _Reader, path: str) -> OwnMemory:
+    """What the state file at ``path`` says; a damaged record is no record."""
+    return reader.parsed(path, _parse_state, OwnMemory(), optional=True)
+
+
+def _parse_state(data: bytes) -> OwnMemory:
+    value = json.loads(data)
+    blocks: Any = value.get("blocks") if isinstance(value, dict) else None
+    if not isinstance(blocks, dict):
+        raise ValueError("it is damaged")
+    loaded = value.get("loaded")
+    zone = loaded.get("zone", []) if isinstance(loaded, dict) else []
+    known = {int(index): block for index, block in blocks.items() if isinstance(block, dict)}
+    return OwnMemory(
+        tuple(sorted(known)),
+        # any other step is on its way
+        tuple(sorted(index for index, block in known.items() if block.get("step") == "lent")),
+        from_json(Pairs, zone),
     )
-
-
-def lent_blocks(reader: _Reader, path: str) -> tuple[int, ...]:
-    """The blocks that the state file at ``path`` says crashlend made movable."""
-
-    def parse(data: bytes) -> tuple[int, ...]:
-        value = json.loads(data)
-        blocks = value.get("blocks") if isinstance(value, dict) else None
-        if not isinstance(blocks, dict):
-            raise ValueError("it is damaged")
-        # any other step is on its way; a damaged record is no record
-        return tuple(
-            sorted(
-                int(index)
-                for index, block in blocks.items()
-                if isinstance(block, dict) and block.get("step") == "lent"
-            )
-        )
-
-    return reader.parsed(path, parse, (), optional=True)

@@ -13,14 +13,12 @@ from typing import TYPE_CHECKING, Optional
 from crashlend import lowmem
 from crashlend.arch import Layout, for_machine
 from crashlend.capture.initramfs import load_archive
-from crashlend.crashkernel.grammar import lent_request
-from crashlend.errors import CrashlendError, RefusedError
+from crashlend.errors import RefusedError
 from crashlend.formats.bzimage import BzImage
 from crashlend.formats.cmdline import USUAL_LIMIT, CrashCmdline, crash_cmdline
 from crashlend.jsonable import to_json
 from crashlend.lenders import Offer
-from crashlend.lenders.cma import offer_cma
-from crashlend.lenders.movable import offer_movable
+from crashlend.lenders.combined import make_offer
 from crashlend.ranges import Ranges, align_up
 
 if TYPE_CHECKING:
@@ -95,16 +93,14 @@ def make_plan(
 ) -> Plan:
     """Decide what to lend and where everything goes.
 
-    ``held_only``: lend what is lent already and try for no more (what load does in the end).
+    ``held_only``: lend what can be lent as it is and try for no more (what load does in the end).
 
     Without ``payload``, or without root's view of memory, the plan is a coarse one: what would be
     lent and what it costs, no addresses in the reservation. Errors are those of the lender, of
     the dump level's policy (RefusedError) and of a reservation that is missing or too small.
     """
     arch = for_machine(facts.arch)
-    offer = make_offer(facts, settings)
-    if held_only:
-        offer = replace(offer, foreseen=offer.held, candidates=(), wanted=0)
+    offer = make_offer(facts, settings, held_only=held_only)
     lent = offer.foreseen
     level, allow = settings.dump_level, settings.allow_missing_user_data
     if lent and level & USER_DATA_LEVELS != USER_DATA_LEVELS and not allow:
@@ -142,34 +138,6 @@ def make_plan(
     if payload is None:
         return replace(plan, incomplete="no kernel image was given")
     return _complete(plan, facts, settings, payload)
-
-
-def make_offer(facts: Facts, settings: Settings) -> Offer:
-    """Who lends, and what: ``--lend``, else the ``,cma`` word of the command line, else nothing."""
-    asked = settings.lend if settings.lend is not None else lent_request(facts.cmdline_bytes)
-    lender = settings.lender
-    if not asked or lender == "none":
-        return Offer("none", asked, surplus=facts.lent_blocks)
-    arch = for_machine(facts.arch)
-    if lender == "auto":
-        lender = "cma" if facts.cma_ranges else "movable"
-    for refusal in facts.refusals:
-        if refusal.lender in (lender, "any"):
-            raise RefusedError(
-                "memory of this host must not be lent",
-                refusal.reason,
-                hint="--lend 0 loads the crash kernel without lending, as kexec -p does",
-            )
-    lendable = arch.reserve_lent(facts)
-    if lender == "movable":
-        return offer_movable(facts, asked, lendable, settings.lend_share)
-    if not facts.cma_ranges:
-        raise CrashlendError(
-            "lender cma has nothing to lend",
-            "this kernel made no memory range for crashkernel=SIZE,cma",
-            hint="it needs CONFIG_CMA, Linux 6.17 and that word; --lender movable works on any",
-        )
-    return replace(offer_cma(facts, asked, lendable), surplus=facts.lent_blocks)
 
 
 def _complete(plan: Plan, facts: Facts, settings: Settings, payload: Payload) -> Plan:
@@ -242,7 +210,7 @@ def _syscall(facts: Facts, settings: Settings, lender: str) -> str:
             f"kernel lockdown is in force ({facts.lockdown})",
             hint="use --syscall file (the distribution's signed kernel, lender cma or none)",
         )
-    if choice == "file" and lender == "movable":
+    if choice == "file" and lender not in ("cma", "none"):
         raise RefusedError(
             "kexec_file_load cannot hand over movable memory",
             "the kernel builds the crash kernel's memory map by itself and knows only ,cma",

@@ -13,7 +13,7 @@ import tarfile
 from typing import TYPE_CHECKING
 
 from crashlend.facts import Facts, read_facts
-from crashlend.hostfiles import CENSUS, MANIFEST, MAX_BYTES
+from crashlend.hostfiles import CENSUS, CLEAN_RUNS, MANIFEST, MAX_BYTES
 from crashlend.jsonable import to_json
 
 if TYPE_CHECKING:
@@ -66,14 +66,17 @@ class Recorder:
 def take_snapshot(files: HostFiles, *, census: bool = False) -> tuple[bytes, Facts]:
     """Read a host and return the archive (tar.gz) and the facts it stands for.
 
-    With ``census`` the archive has the counts of every memory block, so that a plan made elsewhere
-    ranks the blocks as ``load`` would have on the host at that moment.
+    With ``census`` the archive has the counts of every memory block and the clean runs of a
+    ZONE_MOVABLE, so that a plan made elsewhere is the one ``load`` would have made on the host at
+    that moment.
     """
     recorder = Recorder(files)
     facts = read_facts(recorder, census=census)
+    recorder.found.pop(PAGE_FLAGS, None)
     if facts.block_census:
-        recorder.found.pop(PAGE_FLAGS, None)
         recorder.found[CENSUS] = json.dumps(to_json(facts.block_census)).encode()
+    if facts.clean_runs is not None:
+        recorder.found[CLEAN_RUNS] = json.dumps(to_json(facts.clean_runs)).encode()
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w:gz", compresslevel=9) as archive:
         if KERNEL_LOG in recorder.found:

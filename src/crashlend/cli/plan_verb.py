@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_root(parser)
     parser.add_argument(
-        "--census", action="store_true", help="rank memory blocks by what their pages hold (root)"
+        "--census", action="store_true", help="look at what the pages of memory hold (root)"
     )
     parser.add_argument("--verbose", "-v", action="store_true", help="also every segment and range")
     config.add_flags(parser, (*LENDING, *PAYLOAD, *CAPTURE))
@@ -115,8 +115,9 @@ def known_ram(facts: Facts) -> Ranges:
 
 def _show_details(plan: Plan) -> None:
     print("\nlent ranges")
-    for r in plan.lent:
-        print(f"  {r.start:#014x} - {r.end:#014x}  {mib(r.size)}")
+    for part in plan.offer.parts:
+        for r in part.lent:
+            print(f"  {r.start:#014x} - {r.end:#014x}  {mib(r.size)} ({part.lender})")
     if plan.layout is not None:
         print("\nsegments in the reservation")
         for s in plan.layout.segments:

@@ -92,14 +92,18 @@ def _well_formed(value: Any) -> dict[str, Any]:
         raise ValueError("no objects in it")
     if not all(key.isdecimal() and isinstance(block, dict) for key, block in blocks.items()):
         raise ValueError("no blocks in it")
-    lent, size = loaded.get("lent", []), loaded.get("crash_kernel_bytes")
-    pairs = isinstance(lent, list) and all(
-        isinstance(pair, list) and len(pair) == 2 and all(isinstance(x, int) for x in pair)
-        for pair in lent
-    )
-    if not pairs or not (size is None or isinstance(size, int)):
+    size = loaded.get("crash_kernel_bytes")
+    ranges = _are_ranges(loaded.get("lent", [])) and _are_ranges(loaded.get("zone", []))
+    if not ranges or not (size is None or isinstance(size, int)):
         raise ValueError("no load in it")
     return value
+
+
+def _are_ranges(value: Any) -> bool:
+    return isinstance(value, list) and all(
+        isinstance(pair, list) and len(pair) == 2 and all(isinstance(x, int) for x in pair)
+        for pair in value
+    )
 
 
 def find_problems(facts: Facts, state: dict[str, Any]) -> list[str]:
@@ -119,8 +123,17 @@ def find_problems(facts: Facts, state: dict[str, Any]) -> list[str]:
                 f"lent memory block {key} is not movable any more and may hold kernel data; "
                 "run crashlend reload now"
             )
-    if (state.get("loaded") or {}).get("step") == "loading":
+    loaded = state.get("loaded") or {}
+    size = facts.block_bytes or 1
+    zone = Ranges(tuple(r) for r in loaded.get("zone", [])).align_outwards(size)
+    for index in (i for r in zone for i in range(r.start // size, r.end // size)):
+        if index not in blocks or not blocks[index].is_movable:
+            problems.append(
+                f"memory block {index} holds lent memory and does not lie in ZONE_MOVABLE any more: "
+                "it may hold kernel data or be gone; run crashlend reload now"
+            )
+    if loaded.get("step") == "loading":
         problems.append("a load was interrupted; run crashlend load")
-    if state.get("loaded") and facts.crash_loaded is False:
+    if loaded and facts.crash_loaded is False:
         problems.append("the crash kernel that crashlend loaded is gone; run crashlend load")
     return problems

@@ -23,7 +23,10 @@ class Resource:
 
 @dataclass(frozen=True)
 class Zone:
-    """One zone of /proc/zoneinfo; counts in pages, ``start_pfn`` as the kernel says it."""
+    """One zone of /proc/zoneinfo; counts in pages, ``start_pfn`` as the kernel says it.
+
+    ``cma`` is None where the kernel does not count it: before commit 3c381db1fac8, Linux 5.12.
+    """
 
     node: int
     name: str
@@ -32,6 +35,7 @@ class Zone:
     present: int
     managed: int
     free: int
+    cma: Optional[int] = None
 
 
 _IOMEM = re.compile(rb"^( *)([0-9a-f]+)-([0-9a-f]+) : (.*)$")
@@ -81,7 +85,11 @@ def parse_zoneinfo(data: bytes) -> tuple[Zone, ...]:
                 )
             )
         }
-        zones.append(Zone(int(head.group(1)), head.group(2).decode("ascii", "replace"), **counts))
+        name = head.group(2).decode("ascii", "replace")
+        cma = re.search(rb"(?m)^ +cma +(\d+)$", section)
+        zones.append(
+            Zone(int(head.group(1)), name, **counts, cma=int(cma.group(1)) if cma else None)
+        )
     return tuple(zones)
 
 

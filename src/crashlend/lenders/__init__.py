@@ -37,14 +37,23 @@ class PassedOver:
 
 
 @dataclass(frozen=True)
-class Offer:
-    """What a lender has for this host.
+class Part:
+    """What one lender contributes to an offer of several."""
 
-    ``held`` is lent already (by the kernel, or by an earlier run). ``candidates`` are the memory
-    blocks to try, best first, until ``wanted`` of them are lent, of each node at most its ``room``;
-    ``foreseen`` is what is lent when
-    the first ones succeed. ``surplus`` are blocks of an earlier run that are not asked for any more.
-    ``notes`` tell what limits the offer.
+    lender: str
+    lent: Ranges
+
+
+@dataclass(frozen=True)
+class Offer:
+    """What a lender has for this host, or several of them together (``cma,movable``).
+
+    ``held`` can be lent as it is (the kernel's own ranges, clean memory of a ZONE_MOVABLE, blocks
+    of an earlier run). ``candidates`` are the memory blocks to try, best first, until ``wanted`` of
+    them are lent, of each node at most its ``room``; ``foreseen`` is what is lent when the first
+    ones succeed. ``surplus`` are blocks of an earlier run that are not asked for any more.
+    ``parts`` tells whose what is foreseen is. ``needs_census``: what is lent, or may be, is known
+    by the pages alone. ``notes`` tell what limits the offer.
     """
 
     lender: str
@@ -56,4 +65,10 @@ class Offer:
     room: tuple[NodeRoom, ...] = ()
     surplus: tuple[int, ...] = ()
     passed_over: tuple[PassedOver, ...] = ()
+    parts: tuple[Part, ...] = ()
+    needs_census: bool = False
     notes: tuple[str, ...] = ()
+
+    def part(self, lender: str) -> Ranges:
+        """What ``lender`` contributes."""
+        return next((part.lent for part in self.parts if part.lender == lender), NOTHING)

@@ -44,7 +44,7 @@ def offer_movable(facts: Facts, asked_bytes: int, lendable: Ranges, share_percen
             "/sys/devices/system/memory has no memory blocks",
             hint="a kernel with CONFIG_MEMORY_HOTPLUG and CONFIG_MEMORY_HOTREMOVE is needed",
         )
-    mine = [b for b in facts.blocks if b.index in facts.lent_blocks and _is_movable(b)]
+    mine = [b for b in facts.blocks if b.index in facts.lent_blocks and b.is_movable]
     # what was clean when it was lent may not be so any more: then it goes back
     ours = [b for b in mine if not _spoiled(facts, b, block_bytes, lendable)]
     needed = -(-asked_bytes // block_bytes)
@@ -102,10 +102,6 @@ def _ranges(indexes: Iterable[int], block_bytes: int) -> Ranges:
     return Ranges((i * block_bytes, (i + 1) * block_bytes) for i in indexes)
 
 
-def _is_movable(block: MemoryBlock) -> bool:
-    return block.state == "online" and block.zones[:1] == ("Movable",)
-
-
 def _spoiled(facts: Facts, block: MemoryBlock, block_bytes: int, lendable: Ranges) -> bool:
     """Whether a block that is lent must not be: poison, kernel data, or a driver's memory now."""
     census = next((c for c in facts.block_census if c.index == block.index), None)
@@ -120,7 +116,7 @@ def _why_not(facts: Facts, block: MemoryBlock, block_bytes: int, lendable: Range
     whole = Ranges([(block.index * block_bytes, (block.index + 1) * block_bytes)])
     checks = (
         (block.state != "online", f"it is {block.state or 'gone'}"),
-        (_is_movable(block), "it is movable already, by somebody else"),
+        (block.is_movable, "it is movable already, by somebody else"),
         (not set(block.zones) & set(KERNEL_ZONES), "it lies in several zones or in ZONE_DMA"),
         (
             bool(facts.iomem) and not lendable.covers(whole),

@@ -19,6 +19,7 @@ from crashlend.arch import for_machine
 from crashlend.errors import CrashlendError, Terminated
 from crashlend.facts import Facts, read_facts
 from crashlend.hostfiles import TreeFiles
+from crashlend.lenders import zone
 from crashlend.plan import Plan, make_plan
 from crashlend.proof import hole_filler, kernel_variants, may_ask
 from crashlend.shrink import Shrink, plan_shrink
@@ -92,15 +93,16 @@ def load(
         files = get_files(facts.release)
         plan = check(facts, settings, files.payload)
         begin = clock()
-        if plan.offer.wanted:
-            # which blocks are best takes a look at every page; only now is that worth its time
+        pages = plan.offer.needs_census
+        if plan.offer.wanted or pages:
+            # which memory is best takes a look at every page; only now is that worth its time
             facts = read_facts(TreeFiles(Path("/")), census=True)
             plan = check(facts, settings, files.payload)
         before, previous = set(state.blocks), state.loaded
         try:
             taken, refused = _lend(facts, plan.offer, settings, state, say)
             if taken:
-                facts = read_facts(TreeFiles(Path("/")))
+                facts = read_facts(TreeFiles(Path("/")), census=pages)
             lent_at = clock()
             plan = check(facts, settings, files.payload, held_only=True)
             if plan.lent.size < min(settings.lend_min, plan.offer.asked_bytes):
@@ -111,7 +113,7 @@ def load(
                 )
             shrunk = _shrink(facts, settings, files, state, say, shrink_to) if shrink else None
             if shrunk is not None:
-                facts = read_facts(TreeFiles(Path("/")))
+                facts = read_facts(TreeFiles(Path("/")), census=pages)
                 plan = check(facts, settings, files.payload, held_only=True)
             already = not again and _is_loaded(state, build_image(plan, facts, files))
             proven = None
@@ -157,7 +159,8 @@ def _shrink(
         "this can't be undone until the next boot, and no crash kernel is loaded for a moment"
     )
     previous = state.loaded
-    state.set_loaded({"step": "loading"})
+    # what is lent of a zone stands nowhere else: the next plan must choose the same
+    state.set_loaded({"step": "loading", "zone": shrink.plan.offer.part(zone.NAME).to_json()})
     try:
         try:
             shrink = _rehearse(shrink, facts, settings, files, state, to_bytes)
@@ -385,6 +388,7 @@ def _hand_over(
         "kernel": str(files.kernel_path),
         "lender": plan.lender,
         "lent": plan.lent.to_json(),
+        "zone": plan.offer.part(zone.NAME).to_json(),
         "reservation": plan.reservation.to_json(),
         "required_bytes": plan.costs.required_bytes,
         "crash_kernel_bytes": plan.costs.crash_kernel_bytes,
