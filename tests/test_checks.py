@@ -288,12 +288,65 @@ def test_lender_of_the_spec_counts(case: Case) -> None:
     assert not case.outcome().ok
 
 
+@pytest.mark.parametrize(
+    ("asked", "used", "ok"),
+    [
+        ("auto", "movable-zone,movable", True),
+        ("cma,movable", "cma,movable", True),
+        ("cma,movable", "movable", True),
+        ("movable", "cma,movable", False),
+        ("auto", "none", False),
+        ("auto", "movable,elsewhere", False),
+    ],
+)
+def test_lenders_are_those_that_were_asked(case: Case, asked: str, used: str, ok: bool) -> None:
+    """Some of those that the spec names, whichever for auto, and no unknown ones."""
+    case.spec = replace(case.spec, lender=asked)
+    case.plan["lender"] = used
+    assert case.outcome().ok == ok
+
+
+@pytest.mark.parametrize(
+    ("address", "after", "ok"),
+    [
+        (LENT[0] - 4096, {"Movable": 9}, True),
+        (LENT[1], {"Movable": 10}, True),
+        (LENT[0] + 12288, {"Movable": 9}, False),
+        (LENT[0] - 4096, {"Movable": 8, "offline": 1}, False),
+        (LENT[0] - 4096, {"Movable": 8, "Normal": 1}, False),
+    ],
+)
+def test_bad_pages_must_not_be_lent_nor_their_blocks_taken(
+    case: Case, address: int, after: dict[str, int], ok: bool
+) -> None:
+    """What the preparation made bad lies outside lent memory, and its blocks are where they were."""
+    output = f"poisoned 0x1000\npoisoned {address:#x}\nHardwareCorrupted: 8 kB\n"
+    case.events = {
+        **case.events,
+        "booted": {**case.events["booted"], "blocks": {"Movable": 9}},
+        "prepared": {"exit": 0, "output": output},
+        "command": {**case.command(0), "blocks": after},
+    }
+    assert case.outcome().ok == ok
+
+
+def test_a_preparation_that_fails_is_told(case: Case) -> None:
+    """The check has what the command said, not that the guest never got that far."""
+    booted = case.events["booted"]
+    case.events = {"booted": booted, "prepared": {"exit": 2, "output": "no such file"}}
+    assert any("not prepared: no such file" in c.detail for c in case.outcome().checks)
+
+
 def test_suite_names_the_lender_it_claims() -> None:
     """A name that begins with a lender means that lender."""
     for trial in SUITE:
         first = trial.name.split("-")[0]
         if first in ("movable", "cma", "none"):
             assert trial.lender == first, trial.name
+        if first == "zone":
+            assert trial.lender == "movable-zone", trial.name
+        if first == "combined":
+            assert "," in trial.lender, trial.name
         if trial.expect == LOST:
             assert trial.lender == trial.spec["lender"] == "none"
     assert find("cma-7.3-file").syscall == "file"

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from crashlend.cli.main import size_argument
 from crashlend.cli.output import print_json, progress
+from crashlend.config import table
 from crashlend.errors import EXIT_DONE, EXIT_FAILED, CrashlendError
 
 if TYPE_CHECKING:
@@ -56,9 +57,18 @@ def _add_trial_flags(parser: argparse.ArgumentParser) -> None:
         metavar="WORDS",
         help="production's own words (default: %(default)s)",
     )
-    parser.add_argument("--lender", choices=("auto", "movable", "cma", "none"), default="auto")
+    parser.add_argument(
+        "--lender",
+        type=_lenders,
+        default="auto",
+        metavar="NAME[,NAME...]",
+        help="auto, none, or some of cma, movable-zone, movable",
+    )
     parser.add_argument(
         "--lend", type=size_argument, metavar="SIZE", help="instead of the ,cma word"
+    )
+    parser.add_argument(
+        "--prepare", default="", metavar="COMMAND", help="for the guest's shell, before the load"
     )
     parser.add_argument("--syscall", choices=("auto", "load", "file"), default="auto")
     parser.add_argument(
@@ -116,6 +126,14 @@ def _count(text: str) -> int:
     return int(text)
 
 
+def _lenders(text: str) -> str:
+    kind = table()["lender"].kind
+    try:
+        return str(kind.parse(text))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"write {kind.allowed}") from None
+
+
 def run(args: argparse.Namespace) -> int:
     # the core runs on 3.9, the lab is for workstations (a tuple: mypy would take it for certain)
     if tuple(sys.version_info) < (3, 11):
@@ -166,6 +184,7 @@ def trial_spec(args: argparse.Namespace) -> Spec:
         cmdline=args.cmdline,
         lender=args.lender,
         lend_bytes=args.lend,
+        prepare=args.prepare,
         syscall=args.syscall,
         placement=args.placement,
         reserve=args.reserve,

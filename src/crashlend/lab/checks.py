@@ -37,6 +37,7 @@ PAGE_STRUCT = 64
 SWIOTLB_BYTES = 64 * MIB
 # an exact reservation: the payload, and what the kernel and the entry need besides
 EXACT_FACTOR, EXACT_BYTES = 1.02, 7 * MIB // 10
+LENDERS = {"cma", "movable-zone", "movable"}
 PANIC = "Kernel panic - not syncing"
 OUT_OF_MEMORY = ("System is deadlocked on memory", "Out of memory")
 
@@ -58,6 +59,7 @@ def _checks(spec: Spec, report: Report, plan: dict[str, Any], saved: Saved) -> I
     yield from check_shape(spec, report, plan)
     lent = Ranges(tuple(r) for r in plan.get("lent", []))
     yield _lent_as_asked(spec, plan)
+    yield from _bad_pages_left_out(report, lent)
     yield from _given_back(report)
     yield from _idempotent(report)
     yield from _proven(spec, report, plan)
@@ -94,6 +96,9 @@ def _checks(spec: Spec, report: Report, plan: dict[str, Any], saved: Saved) -> I
 
 def _commands(report: Report) -> Check:
     commands = [e for e in report.events if e.get("event") == "command"]
+    prepared = report.find("prepared")
+    if prepared.get("exit"):
+        return Check("crashlend did as asked", False, f"not prepared: {prepared['output'][-300:]}")
     bad = [c for c in commands if c["exit"] != c["expected"]]
     if bad:
         words = bad[0]["stderr"].strip()[-300:]
@@ -139,13 +144,35 @@ def _lent_as_asked(spec: Spec, plan: dict[str, Any]) -> Check:
         detail += f"; crashlend thought that {mib(understood)} were asked for"
     elif least != asked:
         detail += f"; {mib(least)} will do here"
+    lenders = set(str(lender).split(","))
     return Check(
         name,
-        lender in ("movable", "cma")
-        and spec.lender in ("auto", lender)
+        lenders <= LENDERS
+        and (spec.lender == "auto" or lenders <= set(spec.lender.split(",")))
         and understood == asked
         and lent >= least > 0,
         detail,
+    )
+
+
+def _bad_pages_left_out(report: Report, lent: Ranges) -> Iterator[Check]:
+    """No page that the trial's preparation made bad is lent, and no block of one went offline."""
+    addresses = [
+        int(found, 16)
+        for found in re.findall(
+            r"(?m)^poisoned (0x[0-9a-f]+)$", report.find("prepared").get("output", "")
+        )
+    ]
+    if not addresses:
+        return
+    inside = sum(address in lent for address in addresses)
+    load = next((e for e in report.events if e.get("event") == "command"), {})
+    before, after = report.find("booted").get("blocks", {}), load.get("blocks", {})
+    same = after.get("Movable", 0) >= before.get("Movable", 0) and "offline" not in after
+    yield Check(
+        "bad pages are not lent and their blocks stay",
+        not inside and same,
+        f"{inside} of {len(addresses)} are lent; blocks {after}, before {before}",
     )
 
 

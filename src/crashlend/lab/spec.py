@@ -26,7 +26,8 @@ class Command:
 class Spec:
     """What to crash and how. Sizes in bytes, times in seconds.
 
-    ``cmdline`` are production's own words (``crashkernel=…``); ``lender`` and ``lend_bytes``
+    ``cmdline`` are production's own words (``crashkernel=…``); ``prepare`` is a command for the
+    guest's shell before crashlend's first, which must succeed; ``lender`` and ``lend_bytes``
     override what crashlend would do by itself; ``least_lent_bytes`` will do where not all that is
     asked for can be had (None: all of it). ``build_in_guest``: the guest's own Python builds the
     capture initramfs from what it finds, as on a host (slow under TCG). ``probe``: after the load
@@ -40,6 +41,7 @@ class Spec:
     memory_bytes: int = 4 << 30
     cpus: int = 1
     cmdline: str = "crashkernel=1G,cma crashkernel=100M"
+    prepare: str = ""
     lender: str = "auto"
     lend_bytes: int | None = None
     least_lent_bytes: int | None = None

@@ -22,6 +22,23 @@ SEED = "crashkernel=1G,cma crashkernel=100M"
 # 16 MiB out of every 448: the largest free stretch is 432 MiB. KASLR does not mind all of these words
 # and may put the kernel over a hole.
 HOLES = "nokaslr " + " ".join(f"memmap=16M${448 * MIB * n:#x}" for n in range(1, 7))
+# A bad page in every 6 MiB of the zone: clean runs of 4 MiB. soft_offline_page takes a physical
+# address (Documentation/ABI/testing/sysfs-memory-page-offline).
+BAD_PAGES = f"""
+cd /sys/devices/system/memory
+size=$((0x$(cat block_size_bytes)))
+for block in memory*; do
+    [ "$(cat $block/valid_zones)" = Movable ] || continue
+    at=$((0x$(cat $block/phys_index) * size + {MIB}))
+    end=$((at + size - {MIB}))
+    while [ $at -lt $end ]; do
+        address=$(printf 0x%x $at)
+        echo $address >soft_offline_page && echo "poisoned $address"
+        at=$((at + {6 * MIB}))
+    done
+done
+grep HardwareCorrupted /proc/meminfo
+"""
 LOST, REFUSED = "lost", "refused"
 
 
@@ -232,6 +249,88 @@ SUITE = (
     ),
     Trial(
         "movable-6.17", "a kernel that knows ,cma but was built without CMA", "6.17", quick=False
+    ),
+    Trial(
+        "zone-6.1",
+        "clean memory of a zone of movablecore=, beside early boot's own data in it",
+        "6.1",
+        {
+            "cmdline": "movablecore=1500M crashkernel=100M",
+            "lender": "movable-zone",
+            "lend_bytes": 768 * MIB,
+            "commands": (Command(("load",)), Command(("load",)), Command(("status",))),
+        },
+        lender="movable-zone",
+        quick=False,
+    ),
+    Trial(
+        "zone-7.3",
+        "the same on the newest kernel",
+        "7.3",
+        {
+            "cmdline": "movablecore=1500M crashkernel=100M",
+            "lender": "movable-zone",
+            "lend_bytes": 768 * MIB,
+        },
+        lender="movable-zone",
+        quick=False,
+    ),
+    Trial(
+        "zone-kernelcore-6.12",
+        "a zone of kernelcore=, found by itself; the kernel runs in it",
+        "6.12",
+        {"cmdline": "kernelcore=2G crashkernel=16M", "placement": "lent", "lend_bytes": 512 * MIB},
+        lender="movable-zone",
+        quick=False,
+    ),
+    Trial(
+        "zone-dimms-6.12",
+        "added DIMMs that the host onlined as movable",
+        "6.12",
+        {
+            "memory_bytes": 2 * GIB,
+            "dimms": (GIB, GIB),
+            "cmdline": "memhp_default_state=online_movable crashkernel=100M",
+            "lender": "movable-zone",
+            "lend_bytes": GIB,
+        },
+        lender="movable-zone",
+        quick=False,
+    ),
+    Trial(
+        "zone-runs-6.1",
+        "a zone full of bad pages: more runs than boot_params has entries, no bad page in them",
+        "6.1",
+        {
+            "cmdline": "movablecore=1500M crashkernel=100M",
+            "prepare": BAD_PAGES,
+            "lender": "movable-zone",
+            "lend_bytes": 560 * MIB,
+            "timeout_seconds": 600.0,
+        },
+        lender="movable-zone",
+        least_lent_ranges=130,
+        quick=False,
+    ),
+    Trial(
+        "combined-6.1",
+        "a zone that has not enough is topped up with blocks, without being told",
+        "6.1",
+        {"cmdline": "movablecore=1200M crashkernel=100M", "lend_bytes": 1200 * MIB},
+        lender="movable-zone,movable",
+        quick=False,
+    ),
+    Trial(
+        "combined-7.3",
+        "the kernel's own range and movable blocks",
+        "7.3",
+        {
+            "cmdline": "crashkernel=256M,cma crashkernel=100M",
+            "lender": "cma,movable",
+            "lend_bytes": GIB,
+        },
+        lender="cma,movable",
+        quick=False,
     ),
     Trial(
         "default-wait-6.1",

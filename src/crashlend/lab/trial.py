@@ -105,7 +105,11 @@ class Outcome:
                 "kernel_bytes": stored.get("kernel"),
                 "initramfs_bytes": stored.get("initramfs"),
             },
-            "lent": {"bytes": costs.get("shared_bytes"), "ranges": plan.get("lent")},
+            "lent": {
+                "bytes": costs.get("shared_bytes"),
+                "ranges": plan.get("lent"),
+                "parts": (plan.get("offer") or {}).get("parts"),
+            },
             "seconds": {
                 "boot": report.find("booted").get("at"),
                 "lend": answer.get("seconds", {}).get("lend"),
@@ -250,6 +254,7 @@ def make_lab_disk(spec: Spec, directory: Path, say: Say) -> Path:
         (tree / "job.json").write_text(
             json.dumps(
                 {
+                    "prepare": spec.prepare,
                     "commands": [
                         {"argv": complete_words(spec, command.words), "exit": command.exit}
                         for command in spec.commands or (Command(("load",)),)

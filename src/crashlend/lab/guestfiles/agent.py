@@ -96,6 +96,16 @@ def run_crashlend(words: list[str]) -> dict[str, object]:
     }
 
 
+def prepare(command: str) -> bool:
+    """Bring the guest into the state that the trial is about; whether that worked."""
+    done = subprocess.run(
+        ["/bin/sh", "-c", command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False
+    )
+    words = done.stdout.decode("ascii", "replace")[-20000:]
+    report("prepared", exit=done.returncode, output=words, mem_total=meminfo()["MemTotal"])
+    return done.returncode == 0
+
+
 class Chunk:
     """One stretch of anonymous memory, all of it touched, and where its pages lay last."""
 
@@ -198,6 +208,9 @@ def main() -> None:
         blocks=block_states(),
         **shape(),
     )
+    if job["prepare"] and not prepare(job["prepare"]):
+        report("failed", stage="prepare")
+        return
     lent: list[list[int]] = []
     for command in job["commands"]:
         words = command["argv"]
