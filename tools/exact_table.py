@@ -47,7 +47,9 @@ def main() -> None:
     paths = sorted(Path(sys.argv[1]).glob("exact-*.json"))
     rows = [row(path) for path in paths]
     equal = sum(line.endswith("| yes |") for line in rows)
-    print(HEAD + "\n".join(rows) + f"\n\n{equal} of {len(rows)} guests: planned and real are equal.")
+    print(
+        HEAD + "\n".join(rows) + f"\n\n{equal} of {len(rows)} guests: planned and real are equal."
+    )
 
 
 main()
