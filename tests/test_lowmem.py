@@ -19,6 +19,8 @@ from test_plan import layout_of, plan_of
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from crashlend.plan import Plan
+
 START = RESERVATION[0]
 HIGH = (4 * GIB, 5 * GIB)
 IDE = NarrowDevice("0000:00:01.1", "ata_piix", 32)
@@ -125,3 +127,33 @@ def test_disks_and_networks_with_32_bits_are_found(
     base = f"{PCI}/0000:00:01.1"
     some = facts(files={f"{base}/uevent": event, f"{base}/dma_mask_bits": bits})
     assert list(some.narrow_devices) == found
+
+
+NARROW = {
+    f"{PCI}/0000:00:01.1/uevent": b"DRIVER=ata_piix\nPCI_CLASS=10180\n",
+    f"{PCI}/0000:00:01.1/dma_mask_bits": b"32\n",
+}
+
+
+def low_blocks(plan: Plan) -> int:
+    return lowmem.low_bytes(plan.lent) // (128 * MIB)
+
+
+def test_a_device_that_needs_it_gets_one_block_below_4_gib() -> None:
+    """One, the first to be tried; a host whose devices reach everything keeps its ZONE_DMA32."""
+    plan = plan_of(facts(files=NARROW), lend=GIB // 2)
+    assert low_blocks(plan) == 1
+    assert plan.lent.size == GIB // 2
+    assert plan.offer.candidates[0].block < 32
+    assert low_blocks(plan_of(facts(), lend=GIB // 2)) == 0
+
+
+@pytest.mark.parametrize("held", [(38, 39), (10, 39), (10, 11, 39)])
+def test_the_block_below_4_gib_is_kept(held: tuple[int, ...]) -> None:
+    """One that is lent already is enough, and of too many it is the last to go back."""
+    some = facts(files=NARROW, movable=held, lent=held)
+    plan = plan_of(some, lend=4 * 128 * MIB)
+    assert low_blocks(plan) == max(1, sum(i < 32 for i in held))
+    assert Ranges((i * 128 * MIB, (i + 1) * 128 * MIB) for i in held) - plan.lent == Ranges()
+    fewer = plan_of(some, lend=128 * MIB, lender="movable")
+    assert low_blocks(fewer) == (1 if 10 in held else 0)

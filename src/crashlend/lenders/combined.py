@@ -12,6 +12,7 @@ from crashlend.errors import CrashlendError, RefusedError
 from crashlend.lenders import Offer, Part, zone
 from crashlend.lenders.cma import offer_cma
 from crashlend.lenders.movable import offer_movable
+from crashlend.lowmem import low_bytes
 from crashlend.ranges import Ranges
 
 if TYPE_CHECKING:
@@ -80,7 +81,9 @@ def _ask(name: str, facts: Facts, missing: int, got: Ranges, settings: Settings)
             )
     lendable = for_machine(facts.arch).reserve_lent(facts)
     if name == "movable":
-        return offer_movable(facts, missing, lendable - got, settings.lend_share)
+        # only for devices that reach nothing else: production wants its ZONE_DMA32, too
+        low = bool(facts.narrow_devices) and not low_bytes(got)
+        return offer_movable(facts, missing, lendable - got, settings.lend_share, low=low)
     if name == zone.NAME:
         return zone.offer_zone(facts, missing, lendable - got)
     if not facts.cma_ranges:

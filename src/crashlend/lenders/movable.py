@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Optional
 from crashlend.errors import RefusedError
 from crashlend.lenders import Candidate, NodeRoom, Offer, PassedOver
 from crashlend.ranges import Ranges
-from crashlend.sizes import mib
+from crashlend.sizes import GIB, mib
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -22,8 +22,12 @@ PAGE = 4096
 KERNEL_ZONES = ("DMA32", "Normal")
 
 
-def offer_movable(facts: Facts, asked_bytes: int, lendable: Ranges, share_percent: int) -> Offer:
+def offer_movable(
+    facts: Facts, asked_bytes: int, lendable: Ranges, share_percent: int, *, low: bool = False
+) -> Offer:
     """Rank the blocks that may be lent.
+
+    ``low``: one of them should lie below 4 GiB, where there is one that may go.
 
     ``lendable`` is the architecture's ``reserve_lent``; empty when /proc/iomem hides it, which
     makes the offer a coarse one. At most ``share_percent`` of RAM becomes movable, what is
@@ -49,6 +53,8 @@ def offer_movable(facts: Facts, asked_bytes: int, lendable: Ranges, share_percen
     ours = [b for b in mine if not _spoiled(facts, b, block_bytes, lendable)]
     needed = -(-asked_bytes // block_bytes)
     # of more blocks than are asked for now, the upper ones stay: they are the likelier neighbours
+    if low:
+        ours.sort(key=lambda b: (_is_low(b, block_bytes), b.index))
     surplus, held = ours[: max(0, len(ours) - needed)], ours[max(0, len(ours) - needed) :]
     notes: list[str] = []
     wanted = needed - len(held)
@@ -79,6 +85,9 @@ def offer_movable(facts: Facts, asked_bytes: int, lendable: Ranges, share_percen
             good.append(block)
     room = _room(facts, share_percent)
     candidates = sorted((b for b in good if room[b.node]), key=lambda b: _rank(facts, b))
+    if low and not any(_is_low(b, block_bytes) for b in held):
+        first = next((b for b in candidates if _is_low(b, block_bytes)), None)
+        candidates.sort(key=lambda b: b is not first)
     if _poison_at_large(facts):
         notes.append("the kernel counts poisoned memory that no block's census shows: none is lent")
         candidates = []
@@ -100,6 +109,10 @@ def offer_movable(facts: Facts, asked_bytes: int, lendable: Ranges, share_percen
 
 def _ranges(indexes: Iterable[int], block_bytes: int) -> Ranges:
     return Ranges((i * block_bytes, (i + 1) * block_bytes) for i in indexes)
+
+
+def _is_low(block: MemoryBlock, block_bytes: int) -> bool:
+    return (block.index + 1) * block_bytes <= 4 * GIB
 
 
 def _spoiled(facts: Facts, block: MemoryBlock, block_bytes: int, lendable: Ranges) -> bool:
