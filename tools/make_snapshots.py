@@ -29,7 +29,7 @@ from crashlend.jsonable import to_json
 from crashlend.lab.guest import build_boot_initramfs, build_root
 from crashlend.lab.kernels import fetch
 from crashlend.lab.packages import find_tool
-from crashlend.lab.qemu import CPU_MODEL, Machine, run_machine
+from crashlend.lab.qemu import CPU_MODEL, Disk, Machine, run_machine
 from crashlend.lab.trial import Command, Spec, make_lab_disk, production_words
 
 GIB = 1 << 30
@@ -144,7 +144,7 @@ def make(guest: Guest, to: Path, scratch: Path, timeout_seconds: float) -> None:
         words=production_words(spec),
         memory_bytes=spec.memory_bytes,
         cpus=spec.cpus,
-        disks=((root, False), (disk, True)),
+        disks=(Disk(root, kept=False), Disk(disk)),
         cpu_model=spec.cpu_model,
         extra=guest.extra,
     )

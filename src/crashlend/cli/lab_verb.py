@@ -108,6 +108,9 @@ def _add_trial_flags(parser: argparse.ArgumentParser) -> None:
         metavar="SIZE",
         help="add a pc-dimm",
     )
+    parser.add_argument(
+        "--disk", choices=("virtio", "ide"), default="virtio", help="the bus of the dump's disk"
+    )
     parser.add_argument("--accel", choices=("auto", "tcg", "kvm"), default="tcg")
     parser.add_argument("--timeout", type=float, default=300.0, metavar="SECONDS")
     parser.add_argument("--keep", type=Path, metavar="DIR", help="keep disk, console and dump")
@@ -195,6 +198,7 @@ def trial_spec(args: argparse.Namespace) -> Spec:
         accel=args.accel,
         timeout_seconds=args.timeout,
         dimms=tuple(args.dimm),
+        disk=args.disk,
         firmware=args.firmware,
         machine=args.machine,
         nodes=args.nodes,

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 import tempfile
+from dataclasses import replace
 from importlib.resources import as_file, files
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING
 from crashlend.capture.initramfs import CaptureSpec, build_initramfs
 from crashlend.capture.modules import Want
 from crashlend.capture.target import Target
-from crashlend.lab.guest import LAB_LABEL, build_root, fill_root, userland
+from crashlend.lab.guest import DISK_MODULES, LAB_LABEL, build_root, fill_root, userland
 from crashlend.lab.packages import Say, cache_directory, locked, silent, write_atomically
 
 if TYPE_CHECKING:
@@ -36,9 +37,15 @@ TARGET = Target(
 )
 
 
-def build_capture(kernel: Kernel, hooks: Path, say: Say = silent) -> Path:
-    """The capture initramfs for ``kernel`` with the trial's hooks; built once, then cached."""
+def build_capture(kernel: Kernel, hooks: Path, say: Say = silent, *, disk: str = "virtio") -> Path:
+    """The capture initramfs for ``kernel`` with the trial's hooks; built once, then cached.
+
+    ``disk``: the bus of the lab's own disk, a key of ``guest.DISK_MODULES``.
+    """
+    more = tuple(Want(name, "the lab's disk") for name in DISK_MODULES[disk])
+    target = replace(TARGET, wants=(*TARGET.wants, *more))
     key = hashlib.sha256(build_root(kernel, say).name.encode())
+    key.update(disk.encode())
     for package in ("crashlend.capture", "crashlend.formats"):
         for item in sorted(files(package).iterdir(), key=lambda item: item.name):
             if item.is_file():
@@ -55,7 +62,7 @@ def build_capture(kernel: Kernel, hooks: Path, say: Say = silent) -> Path:
             with tempfile.TemporaryDirectory(prefix="crashlend-") as directory:
                 root = Path(directory)
                 fill_root(root, kernel, userland(kernel, say))
-                spec = CaptureSpec(release=kernel.release, target=TARGET, hooks=hooks)
+                spec = CaptureSpec(release=kernel.release, target=target, hooks=hooks)
                 write_atomically(place, build_initramfs(root, spec).data)
     return place
 

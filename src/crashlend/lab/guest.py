@@ -79,6 +79,8 @@ _FILES = {
     "etc/fstab": f"LABEL={ROOT_LABEL} / ext4 defaults 0 1\n",
 }
 _ROOT_MODULES = ("virtio_pci", "virtio_blk", "ext4")
+# What the lab's own disk takes beyond that, by the bus it is on.
+DISK_MODULES = {"virtio": (), "ide": ("ata_piix", "sd_mod")}
 # Where the checksum of ext4's metadata is a module, nothing but an alias leads to it.
 _OPTIONAL_MODULES = ("crc32c_generic",)
 _INIT = """#!/bin/sh
@@ -91,7 +93,8 @@ fail() {
 }
 # Not findfs: the busybox of Debian 11 has none. An ext4 label lies 1024 + 0x78 bytes in.
 labelled() {
-    for disk in /dev/vd?; do
+    for disk in /dev/vd? /dev/sd?; do
+        [ -b "$disk" ] || continue
         label=$(dd if="$disk" bs=1 skip=1144 count=16 2>/dev/null | tr -d '\\000')
         [ "$label" = "$1" ] && echo "$disk" && return
     done
@@ -214,6 +217,7 @@ def build_boot_initramfs(
     *,
     root_label: str = ROOT_LABEL,
     lab_label: str = LAB_LABEL,
+    disk: str = "virtio",
 ) -> Path:
     """The initramfs that boots the guest: busybox, the modules for its disks, a short init.
 
@@ -222,6 +226,7 @@ def build_boot_initramfs(
         say: gets progress.
         root_label: the ext4 label of the root file system, found on any disk.
         lab_label: the label of the disk that is mounted at /lab, if there is one.
+        disk: the bus of that disk, a key of :data:`DISK_MODULES`.
 
     Raises:
         CrashlendError: the kernel cannot read such disks, or a package is missing.
@@ -232,7 +237,7 @@ def build_boot_initramfs(
     init = _INIT
     for mark, value in (("@ROOT@", root_label), ("@LAB@", lab_label), ("@INIT@", LAB_INIT)):
         init = init.replace(mark, value)
-    key = _key("initramfs", kernel, deb.name, init)
+    key = _key("initramfs", kernel, deb.name, init, disk)
     path = cache_directory() / "roots" / f"{kernel.release}-{key}.cpio.gz"
     with locked(cache_directory() / "roots" / "lock", say):
         if path.exists():
@@ -243,7 +248,7 @@ def build_boot_initramfs(
             found = [p for p in Path(scratch).glob("**/bin/busybox") if p.is_file()]
             if not found:
                 raise CrashlendError("cannot build the boot initramfs", f"no busybox in {deb.name}")
-            members = _initramfs_members(kernel, found[0].read_bytes(), init)
+            members = _initramfs_members(kernel, found[0].read_bytes(), init, DISK_MODULES[disk])
         # level 1: the guest unpacks it the same, the build is faster
         write_atomically(path, gzip.compress(newc.build(members), 1, mtime=0))
     return path
@@ -351,13 +356,15 @@ def _compile_python(root: Path) -> None:
             return
 
 
-def _initramfs_members(kernel: Kernel, busybox: bytes, init: str) -> list[newc.Member]:
+def _initramfs_members(
+    kernel: Kernel, busybox: bytes, init: str, more_modules: Sequence[str]
+) -> list[newc.Member]:
     dependencies = (kernel.modules / "modules.dep").read_text()
     builtin_file = kernel.modules / "modules.builtin"
     builtin = builtin_file.read_text() if builtin_file.exists() else ""
     available = {_module_name(line.partition(":")[0]) for line in dependencies.splitlines()}
     optional = [name for name in _OPTIONAL_MODULES if name in available]
-    order = modules_in_order(dependencies, builtin, [*optional, *_ROOT_MODULES])
+    order = modules_in_order(dependencies, builtin, [*optional, *_ROOT_MODULES, *more_modules])
 
     members = [newc.directory(name) for name in ("proc", "sys", "dev", "newroot")]
     members.append(newc.character_device("dev/console", 5, 1))

@@ -43,6 +43,15 @@ class LostVmError(CrashlendError):
 
 
 @dataclass(frozen=True)
+class Disk:
+    """A raw image on a bus (virtio or ide), and whether changes are kept."""
+
+    image: Path
+    bus: str = "virtio"
+    kept: bool = True
+
+
+@dataclass(frozen=True)
 class Machine:
     """A virtual machine. Sizes in bytes; ``words`` is the kernel's command line.
 
@@ -54,7 +63,7 @@ class Machine:
     words: str
     memory_bytes: int
     cpus: int = 1
-    disks: tuple[tuple[Path, bool], ...] = ()  # image, whether changes are kept
+    disks: tuple[Disk, ...] = ()
     accel: str = "tcg"
     dimms: tuple[int, ...] = ()
     cpu_model: str = CPU_MODEL
@@ -87,11 +96,12 @@ class Machine:
         for index, size in enumerate(self.dimms):
             argv += ["-object", f"memory-backend-ram,id=dimm{index},size={size >> 20}M"]
             argv += ["-device", f"pc-dimm,id=d{index},memdev=dimm{index}"]
-        for image, keep in self.disks:
+        for disk in self.disks:
             # results must be on the disk when the guest says so; speed comes from the page cache
             argv += [
                 "-drive",
-                f"file={image},format=raw,if=virtio,cache=unsafe,snapshot={'off' if keep else 'on'}",
+                f"file={disk.image},format=raw,if={disk.bus},cache=unsafe,"
+                f"snapshot={'off' if disk.kept else 'on'}",
             ]
         return argv
 

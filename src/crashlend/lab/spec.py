@@ -34,7 +34,8 @@ class Spec:
     the kernel is asked for the smallest reservation that it would take. ``crash`` is sysrq,
     sysrq-cpuN, or none (only load and report). ``firmware`` is bios or uefi, ``machine`` pc or q35;
     ``nodes`` share memory and CPUs evenly. ``block_bytes``: the size of memory blocks that the
-    guest's kernel must choose by itself (None: any).
+    guest's kernel must choose by itself (None: any). ``disk``: the bus of the disk that the dump
+    goes to, virtio or ide (which addresses 32 bits).
     """
 
     kernel: Kernel
@@ -60,6 +61,7 @@ class Spec:
     machine: str = "pc"
     nodes: int = 1
     block_bytes: int | None = None
+    disk: str = "virtio"
     poison: bool = True
     build_in_guest: bool = False
     probe: bool = False

@@ -211,6 +211,30 @@ SUITE = (
         quick=False,
     ),
     Trial(
+        "narrow-disk-6.1",
+        "a disk that addresses 32 bits, memory lent above 4 GiB, 16M reserved: the dump is saved",
+        "6.1",
+        {
+            "memory_bytes": 8 * GIB,
+            "cmdline": "crashkernel=1G,cma crashkernel=16M",
+            "placement": "lent",
+            "disk": "ide",
+        },
+        quick=False,
+    ),
+    Trial(
+        "narrow-disk-5.10",
+        "the same where the kernel has no bounce buffers unless their size fits",
+        "5.10",
+        {
+            "memory_bytes": 8 * GIB,
+            "cmdline": "crashkernel=1G,cma crashkernel=16M",
+            "placement": "lent",
+            "disk": "ide",
+        },
+        quick=False,
+    ),
+    Trial(
         "shrink-exact-6.1",
         "the same to the page: what stays is the payload and hardly more",
         "6.1",

@@ -24,7 +24,7 @@ from crashlend.lab.captures import build_capture, lay_out_hooks
 from crashlend.lab.checks import death_by_memory, run_checks
 from crashlend.lab.guest import build_boot_initramfs, build_root, pack_ext4
 from crashlend.lab.packages import find_tool, silent
-from crashlend.lab.qemu import Machine, Report, choose_accel, run_machine
+from crashlend.lab.qemu import Disk, Machine, Report, choose_accel, run_machine
 from crashlend.lab.shape import shape
 from crashlend.lab.spec import Check, Command, Saved, Spec
 from crashlend.sizes import format_size
@@ -161,7 +161,7 @@ def run_trial(
             directory.mkdir(parents=True, exist_ok=True)
             remove_traces(directory)
         root = build_root(spec.kernel, say)
-        boot = build_boot_initramfs(spec.kernel, say)
+        boot = build_boot_initramfs(spec.kernel, say, disk=spec.disk)
         accel = choose_accel(spec.accel, spec.kernel.vmlinuz, directory)
         spec = replace(spec, accel=accel)
         disk = make_lab_disk(spec, directory, say)
@@ -171,7 +171,7 @@ def run_trial(
             words=production_words(spec),
             memory_bytes=spec.memory_bytes,
             cpus=spec.cpus,
-            disks=((root, False), (disk, True)),
+            disks=(Disk(root, kept=False), Disk(disk, bus=spec.disk)),
             accel=accel,
             dimms=spec.dimms,
             cpu_model=spec.cpu_model,
@@ -248,7 +248,7 @@ def make_lab_disk(spec: Spec, directory: Path, say: Say) -> Path:
                 shutil.copy(guestfiles / file, tree / file)
         hooks = lay_out_hooks(tree)
         if not spec.build_in_guest:
-            shutil.copy(build_capture(spec.kernel, hooks, say), tree / "initramfs")
+            shutil.copy(build_capture(spec.kernel, hooks, say, disk=spec.disk), tree / "initramfs")
         (tree / "init").chmod(0o755)
         (tree / "crash").mkdir()
         (tree / "job.json").write_text(
