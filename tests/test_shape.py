@@ -13,7 +13,7 @@ from crashlend.cli.main import main
 from crashlend.errors import CrashlendError
 from crashlend.lab import firmware
 from crashlend.lab.firmware import find_ovmf
-from crashlend.lab.qemu import Machine, Report
+from crashlend.lab.qemu import Disk, Machine, Report
 from crashlend.lab.shape import shape
 from crashlend.lab.suite import judge
 from crashlend.lab.suite_table import Trial
@@ -41,6 +41,16 @@ def test_bios_guest_has_no_flash(tmp_path: Path) -> None:
     argv = machine().argv(tmp_path)
     assert after(argv, "-machine") == ["pc"]
     assert not [word for word in argv if "pflash" in word or word == "-numa"]
+
+
+def test_a_disk_has_its_bus_and_keeps_what_it_must(tmp_path: Path) -> None:
+    """The root is shared by all guests: what they write to it goes away with them."""
+    disks = (Disk(Path("root"), kept=False), Disk(Path("lab"), bus="ide"))
+    root, lab = after(machine(disks=disks).argv(tmp_path), "-drive")
+    assert "file=root,format=raw,if=virtio," in root
+    assert root.endswith("snapshot=on")
+    assert "file=lab,format=raw,if=ide," in lab
+    assert lab.endswith("snapshot=off")
 
 
 def test_each_uefi_guest_writes_to_variables_of_its_own(

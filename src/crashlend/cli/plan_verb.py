@@ -90,7 +90,12 @@ def cost_rows(plan: Plan) -> list[tuple[str, str]]:
             ("the crash kernel has", f"{mib(costs.crash_kernel_bytes)}, {mib(low)} below 4 GiB")
         )
     if costs.required_bytes is not None:
-        rows.append(("needed in the reservation", mib(costs.required_bytes)))
+        rows.append(
+            (
+                "needed in the reservation",
+                f"{mib(costs.required_bytes)} ({costs.required_bytes} bytes)",
+            )
+        )
     if plan.layout is not None:
         where = {
             "reserved": "in the reservation, out of reach of late DMA",
@@ -122,7 +127,7 @@ def _show_details(plan: Plan) -> None:
         print("\nsegments in the reservation")
         for s in plan.layout.segments:
             print(f"  {s.start:#014x} - {s.end:#014x}  {s.name:<12} {s.stored_bytes} bytes stored")
-        print(f"  and at most {plan.layout.control_pages} pages for the kernel's own use")
+        print(f"  and {plan.layout.control_pages} pages for the kernel's own use, from the bottom")
         print("\nthe crash kernel's memory map")
         for e in plan.layout.memory_map:
             print(f"  {e.start:#014x} - {e.end:#014x}  {e.kind}")
