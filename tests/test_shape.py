@@ -135,6 +135,20 @@ def test_guest_of_another_shape_fails(case: Case, words: dict[str, Any], odd: st
     assert odd in judge(MOVABLE, case.outcome())
 
 
+@pytest.mark.parametrize(
+    ("config", "passes"),
+    [("CONFIG_X86_5LEVEL=y\n", False), ("# CONFIG_X86_5LEVEL is not set\n", True), ("", False)],
+)
+def test_a_kernel_without_5_level_paging_has_none(
+    config: str, passes: bool, case: Case, tmp_path: Path
+) -> None:
+    """Debian 11's was built without; since the option is gone every kernel has it."""
+    (tmp_path / "config").write_text(config)
+    case.spec = replace(case.spec, kernel=replace(case.spec.kernel, config=tmp_path / "config"))
+    case.events["booted"]["la57"] = False
+    assert (judge(MOVABLE, case.outcome()) == "") is passes
+
+
 def test_trial_tells_the_real_shape(case: Case) -> None:
     """The JSON has what the guest saw, not what the spec asked for."""
     case.events["booted"].update(efi=True, host_bridge="0x29c0", nodes={"0": [1, {}], "1": [1, {}]})

@@ -16,6 +16,7 @@ from crashlend.sizes import MIB, mib, parse_size
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from crashlend.lab.kernels import Kernel
     from crashlend.lab.qemu import Report
     from crashlend.lab.spec import Spec
 
@@ -50,8 +51,16 @@ def asked_shape(spec: Spec) -> dict[str, Any]:
     if spec.accel == "tcg":  # what "max" and "host" have under KVM is the processor's business
         model, *features = spec.cpu_model.split(",")
         able = model == "max" and not {"la57=off", "-la57"} & set(features)
+        able = able and _knows_five_levels(spec.kernel)
         asked["five_level"] = able and "no5lvl" not in spec.cmdline.split()
     return asked
+
+
+def _knows_five_levels(kernel: Kernel) -> bool:
+    """Whether the kernel can use LA57: an option that Debian 11 left out, and later kernels lack."""
+    if kernel.config is None:
+        return True
+    return "# CONFIG_X86_5LEVEL is not set" not in kernel.config.read_text().splitlines()
 
 
 def check_shape(spec: Spec, report: Report, plan: dict[str, Any]) -> Iterator[Check]:
