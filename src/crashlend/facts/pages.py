@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The readers of facts that have to do with pages and with what crashlend itself has lent."""
+"""The reader of pages: what each memory block holds, and what of a ZONE_MOVABLE is clean."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Optional
+from typing import TYPE_CHECKING, Optional
 
 from crashlend.errors import CrashlendError
+from crashlend.facts.own import Pairs
 from crashlend.hostfiles import CENSUS, CLEAN_RUNS
 from crashlend.jsonable import from_json
 from crashlend.lenders.census import (
@@ -23,13 +24,13 @@ from crashlend.ranges import Ranges
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from crashlend.facts import MemoryBlock, _Reader
+    from crashlend.facts.data import MemoryBlock
+    from crashlend.facts.reader import Reader
     from crashlend.formats.procfs import Resource
 
 PAGE = 4096
 PAGE_FLAGS = "/proc/kpageflags"
 UNMARKED = "it does not mark the kernel's own code as reserved, so early boot's data would not show"
-Pairs = tuple[tuple[int, int], ...]
 
 
 @dataclass(frozen=True)
@@ -40,17 +41,8 @@ class PageCensus:
     clean_runs: Optional[Pairs] = None
 
 
-@dataclass(frozen=True)
-class OwnMemory:
-    """What the state file says of memory: all blocks in it, the lent ones, and of a zone."""
-
-    blocks: tuple[int, ...] = ()
-    lent_blocks: tuple[int, ...] = ()
-    lent_zone: Pairs = ()
-
-
 def page_census(
-    reader: _Reader,
+    reader: Reader,
     iomem: Sequence[Resource],
     blocks: tuple[MemoryBlock, ...],
     block_bytes: Optional[int],
@@ -81,7 +73,7 @@ def page_census(
 
 
 def _look(
-    reader: _Reader,
+    reader: Reader,
     blocks: tuple[MemoryBlock, ...],
     block_bytes: int,
     own_blocks: Sequence[int],
@@ -109,7 +101,7 @@ def _look(
     return PageCensus(tuple(counted), long if whole else None)
 
 
-def _marks_what_is_reserved(reader: _Reader, iomem: Sequence[Resource]) -> bool:
+def _marks_what_is_reserved(reader: Reader, iomem: Sequence[Resource]) -> bool:
     """Whether the flag RESERVED is what it was: the kernel's own code carries it.
 
     It is the one flag that tells early boot's data, and among those that the kernel's header says
@@ -122,24 +114,3 @@ def _marks_what_is_reserved(reader: _Reader, iomem: Sequence[Resource]) -> bool:
         return is_reserved(reader.files.read(PAGE_FLAGS, ENTRY_BYTES, offset=code * ENTRY_BYTES))
     except OSError:
         return False
-
-
-def own_memory(reader: _Reader, path: str) -> OwnMemory:
-    """What the state file at ``path`` says; a damaged record is no record."""
-    return reader.parsed(path, _parse_state, OwnMemory(), optional=True)
-
-
-def _parse_state(data: bytes) -> OwnMemory:
-    value = json.loads(data)
-    blocks: Any = value.get("blocks") if isinstance(value, dict) else None
-    if not isinstance(blocks, dict):
-        raise ValueError("it is damaged")
-    loaded = value.get("loaded")
-    zone = loaded.get("zone", []) if isinstance(loaded, dict) else []
-    known = {int(index): block for index, block in blocks.items() if isinstance(block, dict)}
-    return OwnMemory(
-        tuple(sorted(known)),
-        # any other step is on its way
-        tuple(sorted(index for index, block in known.items() if block.get("step") == "lent")),
-        from_json(Pairs, zone),
-    )

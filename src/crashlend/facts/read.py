@@ -1,33 +1,32 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""What crashlend knows of a host. :func:`read_facts` is the only reader; Facts is plain data.
-
-What could not be read is None or empty *and* stands in :attr:`Facts.missing` with the reason:
-it is never taken for zero. Addresses and sizes are bytes, ranges half-open.
-"""
+"""The one reader of a host: :func:`read_facts`, and a small reader for each kind of fact."""
 
 from __future__ import annotations
 
-import errno
-import json
 import re
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Callable, Optional, TypeVar, Union
+from typing import TYPE_CHECKING, Optional
 
 from crashlend.errors import CrashlendError
+from crashlend.facts.data import (
+    CrashNote,
+    Facts,
+    FirmwareRange,
+    HugePool,
+    KernelText,
+    MemoryBlock,
+    NarrowDevice,
+    Refusal,
+)
+from crashlend.facts.own import own_record
+from crashlend.facts.pages import page_census
+from crashlend.facts.reader import Reader
 from crashlend.formats import bootparams, elfcore, procfs
 from crashlend.formats.cmdline import from_proc
-from crashlend.formats.procfs import Resource, Zone
-from crashlend.lenders.census import BlockCensus
-from crashlend.pagefacts import own_memory, page_census
 
 if TYPE_CHECKING:
     from crashlend.hostfiles import HostFiles
 
-T = TypeVar("T")
-E = TypeVar("E")
-
 PAGE = 4096
-STATE_PATH = "/run/crashlend/state.json"
 NO_PHYSICAL_ADDRESS = (1 << 64) - 1
 # Flags of /proc/cpuinfo that decide something here.
 CPU_FLAGS = ("la57", "pdpe1gb", "tdx_guest", "hypervisor", "constant_tsc")
@@ -45,181 +44,13 @@ NO_RSDP = "it names no ACPI 2.0 root pointer: the crash kernel would run without
 HIDDEN = "the kernel hides addresses from unprivileged readers"
 
 
-@dataclass(frozen=True)
-class FirmwareRange:
-    """One entry of /sys/firmware/memmap."""
-
-    start: int
-    end: int
-    type: str
-
-
-@dataclass(frozen=True)
-class MemoryBlock:
-    """One memory block: ``state`` and ``zones`` in sysfs' words (zones: what it is or may be)."""
-
-    index: int
-    state: str
-    zones: tuple[str, ...]
-    node: int
-
-    @property
-    def is_movable(self) -> bool:
-        """Whether it is online and all of it lies in ZONE_MOVABLE.
-
-        A block that spans zones reads "none": which of its pages lie where is not told.
-        """
-        return self.state == "online" and self.zones[:1] == ("Movable",)
-
-
-@dataclass(frozen=True)
-class CrashNote:
-    """Where one CPU's registers are saved on a crash (physical address and bytes)."""
-
-    cpu: int
-    phys: int
-    bytes: int
-
-
-@dataclass(frozen=True)
-class KernelText:
-    """The kernel image's own mapping: ``_text`` virtual, physical, and bytes to ``_end``."""
-
-    virt: int
-    phys: int
-    bytes: int
-
-
-@dataclass(frozen=True)
-class HugePool:
-    """Huge pages of one size on one node."""
-
-    node: int
-    page_bytes: int
-    total: int
-
-
-@dataclass(frozen=True)
-class NarrowDevice:
-    """A disk or network controller in use that can't address memory above 4 GiB by itself."""
-
-    address: str
-    driver: str
-    bits: int
-
-
-@dataclass(frozen=True)
-class Refusal:
-    """Why memory of this host must not be lent; ``lender`` is "movable" or "any"."""
-
-    lender: str
-    reason: str
-
-
-@dataclass(frozen=True)
-class Facts:
-    """All that is known of one host; see the module for what absence means.
-
-    ``rounds_gib_outwards``: whether kexec's identity map gives a GiB a single entry that RAM covers
-    only in part; None until a load since boot has shown it (arch/x86_64_tables.py).
-    ``own_blocks`` are the memory blocks that crashlend has made movable or is about to,
-    ``lent_blocks`` those of them that are lent, ``lent_zone`` what the loaded image was given of a
-    ZONE_MOVABLE that crashlend did not make. ``clean_runs`` is what may be lent of that zone, None
-    without a census.
-    """
-
-    arch: str
-    release: str
-    cmdline: str
-    privileged: bool
-    iomem: tuple[Resource, ...]
-    firmware_map: tuple[FirmwareRange, ...]
-    block_bytes: Optional[int]
-    blocks: tuple[MemoryBlock, ...]
-    zones: tuple[Zone, ...]
-    meminfo: dict[str, int]
-    cpu_flags: tuple[str, ...]
-    crash_notes: tuple[CrashNote, ...]
-    vmcoreinfo: Optional[tuple[int, int]]
-    page_offset: Optional[int]
-    kernel_text: Optional[KernelText]
-    rsdp: Optional[int]
-    efi: bool
-    efi_system_table: Optional[int]
-    efi_config_table: Optional[int]
-    pm_timer_port: Optional[int]
-    boot_params: str
-    crash_size_bytes: Optional[int]
-    crash_loaded: Optional[bool]
-    cma_ranges: Optional[tuple[tuple[int, int], ...]]
-    lockdown: Optional[str]
-    kexec_load_disabled: Optional[bool]
-    kexec_load_limit_panic: Optional[int]
-    huge_pools: tuple[HugePool, ...]
-    narrow_devices: tuple[NarrowDevice, ...]
-    memmap_on_memory: bool
-    refusals: tuple[Refusal, ...]
-    lent_blocks: tuple[int, ...]
-    rounds_gib_outwards: Optional[bool]
-    own_blocks: tuple[int, ...] = ()
-    lent_zone: tuple[tuple[int, int], ...] = ()
-    block_census: tuple[BlockCensus, ...] = ()
-    clean_runs: Optional[tuple[tuple[int, int], ...]] = None
-    missing: dict[str, str] = field(default_factory=dict)
-
-    @property
-    def cmdline_bytes(self) -> bytes:
-        return self.cmdline.encode("utf-8", "surrogateescape")
-
-
-class _Reader:
-    """Reads single files and keeps account of what could not be read."""
-
-    def __init__(self, files: HostFiles) -> None:
-        self.files = files
-        self.missing: dict[str, str] = {}
-
-    def raw(self, path: str, *, optional: bool = False, limit: int = 1 << 26) -> bytes:
-        """The file's bytes; b"" when it can't be read, which is noted unless ``optional``."""
-        try:
-            return self.files.read(path, limit)
-        except FileNotFoundError:
-            if not optional:
-                self.missing[path] = "no such file on this host"
-        except OSError as error:
-            why = error.strerror or str(error)
-            if error.errno in (errno.EACCES, errno.EPERM) or isinstance(error, PermissionError):
-                why = f"{why} (needs root)" if "needs root" not in why else why
-            self.missing[path] = why
-        return b""
-
-    def text(self, path: str, *, optional: bool = False) -> str:
-        data = self.raw(path, optional=optional).strip(b"\0\n\t ")
-        return data.decode("utf-8", "surrogateescape")
-
-    def parsed(
-        self, path: str, parse: Callable[[bytes], T], empty: E, *, optional: bool = False
-    ) -> Union[T, E]:
-        """``parse(file)``; what is not there or makes no sense is noted and ``empty``."""
-        data = self.raw(path, optional=optional)
-        if not data:
-            if not optional:
-                self.missing.setdefault(path, "it is empty")
-            return empty
-        try:
-            return parse(data)
-        except (CrashlendError, ValueError, RecursionError) as error:
-            self.missing[path] = str(error)
-            return empty
-
-
 def read_facts(files: HostFiles, *, census: bool = False) -> Facts:
     """Read everything from ``files``: the running host or a snapshot of one.
 
     ``census``: also look at what the pages of every online block hold (about 10 ms per GiB); a
     snapshot that was taken with a census brings it along in any case.
     """
-    reader = _Reader(files)
+    reader = Reader(files)
     iomem = reader.parsed("/proc/iomem", procfs.parse_iomem, ())
     if procfs.addresses_hidden(iomem):
         reader.missing["/proc/iomem"] = HIDDEN
@@ -230,7 +61,7 @@ def read_facts(files: HostFiles, *, census: bool = False) -> Facts:
     release = reader.text("/proc/sys/kernel/osrelease")
     blocks = _memory_blocks(reader)
     cpu_flags = _cpu_flags(reader)
-    own = own_memory(reader, STATE_PATH)
+    own = own_record(reader)
     looked = page_census(
         reader,
         iomem,
@@ -275,11 +106,11 @@ def read_facts(files: HostFiles, *, census: bool = False) -> Facts:
             "/sys/firmware/acpi/tables/FACP", procfs.parse_fadt_pm_timer, None, optional=True
         ),
         boot_params=reader.raw("/sys/kernel/boot_params/data", optional=True).hex(),
-        crash_size_bytes=_decimal(reader, "/sys/kernel/kexec_crash_size"),
-        crash_loaded=_flag(reader, "/sys/kernel/kexec_crash_loaded"),
+        crash_size_bytes=reader.decimal("/sys/kernel/kexec_crash_size"),
+        crash_loaded=reader.flag("/sys/kernel/kexec_crash_loaded"),
         cma_ranges=_cma_ranges(reader, release, meminfo),
         lockdown=_lockdown(reader),
-        kexec_load_disabled=_flag(reader, "/proc/sys/kernel/kexec_load_disabled"),
+        kexec_load_disabled=reader.flag("/proc/sys/kernel/kexec_load_disabled"),
         # absent in Linux 6.1, there in 6.12: how many more crash images may be loaded; -1: any number
         kexec_load_limit_panic=reader.parsed(
             "/proc/sys/kernel/kexec_load_limit_panic", int, None, optional=True
@@ -294,14 +125,14 @@ def read_facts(files: HostFiles, *, census: bool = False) -> Facts:
         lent_blocks=own.lent_blocks,
         own_blocks=own.blocks,
         lent_zone=own.lent_zone,
-        rounds_gib_outwards=_learned(reader, "rounds_gib_outwards"),
+        rounds_gib_outwards=own.rounds_gib_outwards,
         block_census=looked.blocks,
         clean_runs=looked.clean_runs,
         missing=dict(sorted(reader.missing.items())),
     )
 
 
-def _arch(reader: _Reader) -> str:
+def _arch(reader: Reader) -> str:
     """The machine as uname has it; /proc/sys/kernel/arch is there since Linux 6.1."""
     arch = reader.text("/proc/sys/kernel/arch", optional=True)
     if arch:
@@ -309,45 +140,32 @@ def _arch(reader: _Reader) -> str:
     return "x86_64" if reader.files.exists("/sys/kernel/boot_params") else ""
 
 
-def _hex(reader: _Reader, path: str) -> Optional[int]:
-    return reader.parsed(path, lambda data: procfs.parse_hex(data, path), None)
-
-
-def _decimal(reader: _Reader, path: str) -> Optional[int]:
-    return reader.parsed(path, lambda data: procfs.parse_decimal(data, path), None)
-
-
-def _flag(reader: _Reader, path: str) -> Optional[bool]:
-    number = _decimal(reader, path)
-    return None if number is None else bool(number)
-
-
-def _cpu_flags(reader: _Reader) -> tuple[str, ...]:
+def _cpu_flags(reader: Reader) -> tuple[str, ...]:
     match = re.search(rb"(?m)^flags\s*:(.*)$", reader.raw("/proc/cpuinfo"))
     present = set(match.group(1).decode("ascii", "replace").split()) if match else set()
     return tuple(flag for flag in CPU_FLAGS if flag in present)
 
 
-def _firmware_map(reader: _Reader) -> tuple[FirmwareRange, ...]:
+def _firmware_map(reader: Reader) -> tuple[FirmwareRange, ...]:
     base = "/sys/firmware/memmap"
     out = []
     for name in reader.files.names(base):
-        start, end = _hex(reader, f"{base}/{name}/start"), _hex(reader, f"{base}/{name}/end")
+        start, end = reader.hex(f"{base}/{name}/start"), reader.hex(f"{base}/{name}/end")
         if start is not None and end is not None and end >= start:
             out.append(FirmwareRange(start, end + 1, reader.text(f"{base}/{name}/type")))
     return tuple(sorted(out, key=lambda r: (r.start, r.end)))
 
 
-def _block_bytes(reader: _Reader) -> Optional[int]:
+def _block_bytes(reader: Reader) -> Optional[int]:
     path = "/sys/devices/system/memory/block_size_bytes"
-    size = _hex(reader, path)
+    size = reader.hex(path)
     if size is not None and (size < PAGE or size & (size - 1)):
         reader.missing[path] = f"{size:#x} is no size of a memory block"
         return None
     return size
 
 
-def _memory_blocks(reader: _Reader) -> tuple[MemoryBlock, ...]:
+def _memory_blocks(reader: Reader) -> tuple[MemoryBlock, ...]:
     base = "/sys/devices/system/memory"
     out = []
     for name in reader.files.names(base):
@@ -367,15 +185,15 @@ def _memory_blocks(reader: _Reader) -> tuple[MemoryBlock, ...]:
     return tuple(sorted(out, key=lambda b: b.index))
 
 
-def _crash_notes(reader: _Reader) -> tuple[CrashNote, ...]:
+def _crash_notes(reader: Reader) -> tuple[CrashNote, ...]:
     base = "/sys/devices/system/cpu"
     out = []
     for name in reader.files.names(base):
         match = re.fullmatch(r"cpu(\d+)", name)
         if not match:
             continue
-        phys = _hex(reader, f"{base}/{name}/crash_notes")
-        size = _decimal(reader, f"{base}/{name}/crash_notes_size")
+        phys = reader.hex(f"{base}/{name}/crash_notes")
+        size = reader.decimal(f"{base}/{name}/crash_notes_size")
         if phys and size:
             out.append(CrashNote(int(match.group(1)), phys, size))
         elif phys == 0 or size == 0:
@@ -383,7 +201,7 @@ def _crash_notes(reader: _Reader) -> tuple[CrashNote, ...]:
     return tuple(sorted(out, key=lambda note: note.cpu))
 
 
-def _kcore_headers(reader: _Reader) -> list[elfcore.ProgramHeader]:
+def _kcore_headers(reader: Reader) -> list[elfcore.ProgramHeader]:
     # the headers alone: what follows them in this file is the kernel's memory
     start = reader.raw("/proc/kcore", limit=elfcore.EHDR.size)
     if not start:
@@ -421,7 +239,7 @@ def _kernel_text(core: list[elfcore.ProgramHeader]) -> Optional[KernelText]:
     return None
 
 
-def _rsdp(reader: _Reader) -> Optional[int]:
+def _rsdp(reader: Reader) -> Optional[int]:
     """The ACPI root pointer, which the crash kernel cannot find by itself under UEFI."""
     match = re.search(
         r"^ACPI20=(0x[0-9a-f]+)$", reader.text("/sys/firmware/efi/systab", optional=True), re.M
@@ -440,7 +258,7 @@ def _rsdp(reader: _Reader) -> Optional[int]:
 
 
 def _cma_ranges(
-    reader: _Reader, release: str, meminfo: dict[str, int]
+    reader: Reader, release: str, meminfo: dict[str, int]
 ) -> Optional[tuple[tuple[int, int], ...]]:
     """What the kernel made of ``,cma``: () nothing, None it can't be known to do such a thing.
 
@@ -456,13 +274,13 @@ def _cma_ranges(
     return reader.parsed("/dev/kmsg", procfs.parse_dmesg_cma, None, optional=True) or None
 
 
-def _lockdown(reader: _Reader) -> Optional[str]:
+def _lockdown(reader: Reader) -> Optional[str]:
     """Which lockdown level is in force; None where the kernel has no lockdown file."""
     match = re.search(r"\[(\w+)\]", reader.text("/sys/kernel/security/lockdown", optional=True))
     return match.group(1) if match else None
 
 
-def _huge_pools(reader: _Reader) -> tuple[HugePool, ...]:
+def _huge_pools(reader: Reader) -> tuple[HugePool, ...]:
     out = []
     nodes = [
         n for n in reader.files.names("/sys/devices/system/node") if re.fullmatch(r"node\d+", n)
@@ -471,13 +289,13 @@ def _huge_pools(reader: _Reader) -> tuple[HugePool, ...]:
         base = f"/sys/devices/system/node/{node}/hugepages"
         for name in reader.files.names(base):
             match = re.fullmatch(r"hugepages-(\d+)kB", name)
-            total = _decimal(reader, f"{base}/{name}/nr_hugepages") if match else None
+            total = reader.decimal(f"{base}/{name}/nr_hugepages") if match else None
             if match and total:
                 out.append(HugePool(int(node[4:]), int(match.group(1)) * 1024, total))
     return tuple(out)
 
 
-def _narrow_devices(reader: _Reader) -> tuple[NarrowDevice, ...]:
+def _narrow_devices(reader: Reader) -> tuple[NarrowDevice, ...]:
     """PCI storage (class 01) and network (02) functions whose driver set a mask of 32 bits or less.
 
     Without a driver dma_mask_bits reads 32 and says nothing (drivers/pci/pci-sysfs.c).
@@ -491,14 +309,14 @@ def _narrow_devices(reader: _Reader) -> tuple[NarrowDevice, ...]:
         kind = words.get("PCI_CLASS", "").rjust(6, "0")[:2]
         if "DRIVER" not in words or kind not in ("01", "02"):
             continue
-        bits = _decimal(reader, f"{base}/{address}/dma_mask_bits")
+        bits = reader.decimal(f"{base}/{address}/dma_mask_bits")
         if bits is not None and bits <= 32:
             out.append(NarrowDevice(address, words["DRIVER"], bits))
     return tuple(out)
 
 
 def _refusals(
-    reader: _Reader, cpu_flags: tuple[str, ...], meminfo: dict[str, int]
+    reader: Reader, cpu_flags: tuple[str, ...], meminfo: dict[str, int]
 ) -> tuple[Refusal, ...]:
     """Signs of hosts whose memory can't be lent: they keep, encrypt or must accept pages."""
     out = []
@@ -533,15 +351,3 @@ def _refusals(
         (bool(meminfo.get("Unaccepted")), "there is unaccepted memory, which faults when touched"),
     )
     return (*out, *(Refusal("any", reason) for present, reason in signs if present))
-
-
-def _learned(reader: _Reader, name: str) -> Optional[bool]:
-    """What an earlier load has shown of this kernel; None: nothing yet."""
-
-    def parse(data: bytes) -> Optional[bool]:
-        value = json.loads(data)
-        learned = value.get("learned") if isinstance(value, dict) else None
-        known = learned.get(name) if isinstance(learned, dict) else None
-        return known if isinstance(known, bool) else None
-
-    return reader.parsed(STATE_PATH, parse, None, optional=True)

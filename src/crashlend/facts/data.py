@@ -1,0 +1,137 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Facts as plain data: what is known of one host. It goes through JSON unchanged."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Optional
+
+from crashlend.formats.procfs import Resource, Zone
+from crashlend.lenders.census import BlockCensus
+
+
+@dataclass(frozen=True)
+class FirmwareRange:
+    """One entry of /sys/firmware/memmap."""
+
+    start: int
+    end: int
+    type: str
+
+
+@dataclass(frozen=True)
+class MemoryBlock:
+    """One memory block: ``state`` and ``zones`` in sysfs' words (zones: what it is or may be)."""
+
+    index: int
+    state: str
+    zones: tuple[str, ...]
+    node: int
+
+    @property
+    def is_movable(self) -> bool:
+        """Whether it is online and all of it lies in ZONE_MOVABLE.
+
+        A block that spans zones reads "none": which of its pages lie where is not told.
+        """
+        return self.state == "online" and self.zones[:1] == ("Movable",)
+
+
+@dataclass(frozen=True)
+class CrashNote:
+    """Where one CPU's registers are saved on a crash (physical address and bytes)."""
+
+    cpu: int
+    phys: int
+    bytes: int
+
+
+@dataclass(frozen=True)
+class KernelText:
+    """The kernel image's own mapping: ``_text`` virtual, physical, and bytes to ``_end``."""
+
+    virt: int
+    phys: int
+    bytes: int
+
+
+@dataclass(frozen=True)
+class HugePool:
+    """Huge pages of one size on one node."""
+
+    node: int
+    page_bytes: int
+    total: int
+
+
+@dataclass(frozen=True)
+class NarrowDevice:
+    """A disk or network controller in use that can't address memory above 4 GiB by itself."""
+
+    address: str
+    driver: str
+    bits: int
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Why memory of this host must not be lent; ``lender`` is "movable" or "any"."""
+
+    lender: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Facts:
+    """All that is known of one host; see the module for what absence means.
+
+    ``rounds_gib_outwards``: whether kexec's identity map gives a GiB a single entry that RAM covers
+    only in part; None until a load since boot has shown it (arch/x86_64_tables.py).
+    ``own_blocks`` are the memory blocks that crashlend has made movable or is about to,
+    ``lent_blocks`` those of them that are lent, ``lent_zone`` what the loaded image was given of a
+    ZONE_MOVABLE that crashlend did not make. ``clean_runs`` is what may be lent of that zone, None
+    without a census.
+    """
+
+    arch: str
+    release: str
+    cmdline: str
+    privileged: bool
+    iomem: tuple[Resource, ...]
+    firmware_map: tuple[FirmwareRange, ...]
+    block_bytes: Optional[int]
+    blocks: tuple[MemoryBlock, ...]
+    zones: tuple[Zone, ...]
+    meminfo: dict[str, int]
+    cpu_flags: tuple[str, ...]
+    crash_notes: tuple[CrashNote, ...]
+    vmcoreinfo: Optional[tuple[int, int]]
+    page_offset: Optional[int]
+    kernel_text: Optional[KernelText]
+    rsdp: Optional[int]
+    efi: bool
+    efi_system_table: Optional[int]
+    efi_config_table: Optional[int]
+    pm_timer_port: Optional[int]
+    boot_params: str
+    crash_size_bytes: Optional[int]
+    crash_loaded: Optional[bool]
+    cma_ranges: Optional[tuple[tuple[int, int], ...]]
+    lockdown: Optional[str]
+    kexec_load_disabled: Optional[bool]
+    kexec_load_limit_panic: Optional[int]
+    huge_pools: tuple[HugePool, ...]
+    narrow_devices: tuple[NarrowDevice, ...]
+    memmap_on_memory: bool
+    refusals: tuple[Refusal, ...]
+    lent_blocks: tuple[int, ...]
+    rounds_gib_outwards: Optional[bool]
+    own_blocks: tuple[int, ...] = ()
+    lent_zone: tuple[tuple[int, int], ...] = ()
+    block_census: tuple[BlockCensus, ...] = ()
+    clean_runs: Optional[tuple[tuple[int, int], ...]] = None
+    missing: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def cmdline_bytes(self) -> bytes:
+        return self.cmdline.encode("utf-8", "surrogateescape")
