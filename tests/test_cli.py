@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import json
 import os
+import re
 import subprocess
 import sys
 from contextlib import redirect_stderr, redirect_stdout
@@ -24,7 +25,7 @@ from hypothesis import strategies as st
 
 from build import GIB, HUGE, MIB, RESERVATION, bz_image, host, write_tree
 from crashlend import config
-from crashlend.cli import hosts, load_verb
+from crashlend.cli import hosts, load_verb, status_verb
 from crashlend.cli.main import main
 from crashlend.errors import CrashlendError, RefusedError
 from crashlend.hostfiles import TreeFiles
@@ -280,10 +281,10 @@ def test_status_survives_a_damaged_state(state: bytes, tmp_path: Path) -> None:
 
 
 def test_status_names_blocks_that_are_not_lent_any_more(tmp_path: Path) -> None:
-    """A lent block in a kernel zone, offline or gone is a problem with its remedy."""
+    """A lent block that no image uses, in a kernel zone, offline or gone: each with its remedy."""
     root = tree(tmp_path, lent=[36, 37, 38, 99], movable=[36], offline=[38])
     problems = json.loads(run("status", "--json", "--root", root).out)["problems"]
-    assert len(problems) == 3
+    assert [re.findall("block ([0-9]+) is", p)[0] for p in problems] == ["36", "37", "38", "99"]
     assert all("crashlend" in problem for problem in problems)
 
 
@@ -545,6 +546,127 @@ def test_load_puts_right_what_an_interrupted_run_left(fake: FakeHost, images: li
     fake.machine.zone[35] = None
     assert run("load", *images).code == 0
     assert fake.machine.offline_blocks() == []
+
+
+# --- status on a fake host -----------------------------------------------------------------------
+
+
+@pytest.fixture
+def told(fake: FakeHost, monkeypatch: pytest.MonkeyPatch) -> FakeHost:
+    """The fake host as ``status`` sees it, too."""
+
+    def tree_files(_root: Path) -> TreeFiles:
+        fake.refresh()
+        return TreeFiles(fake.root)
+
+    monkeypatch.setattr(hosts, "open_host", tree_files)
+    monkeypatch.setattr(status_verb, "open_host", tree_files)
+    monkeypatch.setattr(status_verb, "is_in_memory", lambda _known: True)
+    return fake
+
+
+@pytest.mark.parametrize("step", ["taking", "returning"])
+def test_status_brings_back_what_a_killed_run_left_offline(step: str, told: FakeHost) -> None:
+    """The block is online and off the books; said on stderr and in JSON; nothing is wrong then."""
+    told.state.set_block(35, step, "Normal")
+    told.machine.zone[35] = None
+    answer = run("status", "--json")
+    value = json.loads(answer.out)
+    assert (answer.code, value["recovered"], value["problems"]) == (3, [35], [])
+    assert "memory block 35 was left offline" in answer.err
+    assert told.machine.zone[35] == "Normal"
+    assert told.state.blocks == {}
+    assert json.loads(run("status", "--json").out)["recovered"] == []
+
+
+def test_status_finishes_the_books_of_a_block_that_is_movable_already(told: FakeHost) -> None:
+    """Killed before "lent" was recorded: it is recorded now, and status says that nobody uses it."""
+    told.state.set_block(35, "taking", "Normal")
+    told.machine.zone[35] = "Movable"
+    value = json.loads(run("status", "--json").out)
+    assert value["recovered"] == []
+    assert told.state.blocks[35]["step"] == "lent"
+    assert [("block 35" in p, "unload" in p) for p in value["problems"]] == [(True, True)]
+
+
+def test_status_changes_nothing_where_nothing_is_half_way(
+    told: FakeHost, images: list[str]
+) -> None:
+    """Lent blocks, even one that somebody took offline, are left: the image may count on them."""
+    run("load", *images)
+    log, before = list(told.machine.log), told.state.path.stat()
+    value = json.loads(run("status", "--json").out)
+    assert (value["by_crashlend"], value["problems"], value["recovered"]) == (True, [], [])
+    told.machine.zone[39] = None
+    value = json.loads(run("status", "--json").out)
+    assert ["block 39" in problem for problem in value["problems"]] == [True]
+    assert (told.machine.log, told.state.path.stat()) == (log, before)
+
+
+def test_status_leaves_the_blocks_of_a_crashlend_at_work(told: FakeHost) -> None:
+    """The lock is held: status reports, says why it does not help, and touches nothing."""
+    told.state.set_block(35, "taking", "Normal")
+    told.machine.zone[35] = None
+    with locked(told.root / "run/crashlend"):
+        answer = run("status", "--json")
+    assert "another crashlend is at work" in answer.err
+    value = json.loads(answer.out)
+    assert (answer.code, value["recovered"]) == (3, [])
+    assert "block 35 is offline" in value["problems"][0]
+    assert told.machine.log == []
+
+
+def test_status_of_others_than_root_changes_nothing(
+    told: FakeHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It reads what it may read."""
+    told.state.set_block(35, "taking", "Normal")
+    told.machine.zone[35] = None
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    assert json.loads(run("status", "--json").out)["recovered"] == []
+    assert told.machine.log == []
+
+
+def test_status_of_a_snapshot_changes_nothing(told: FakeHost, tmp_path: Path) -> None:
+    """With --root nothing is put right, root or not: it is another host's state."""
+    told.state.set_block(35, "taking", "Normal")
+    told.machine.zone[35] = None
+    told.refresh()
+    run("status", "--root", told.root)
+    assert told.machine.log == []
+
+
+def test_status_answers_although_a_block_does_not_come_back(told: FakeHost) -> None:
+    """It says so, with what to type, and still lists the problem; likewise with damaged books."""
+    told.state.set_block(35, "taking", "Normal")
+    told.machine.zone[35] = None
+    told.machine.no_online = {(35, f"online{way}") for way in ("", "_kernel", "_movable")}
+    answer = run("status", "--json")
+    assert "memory35/state" in answer.err
+    value = json.loads(answer.out)
+    assert (answer.code, value["recovered"], len(value["problems"])) == (3, [], 1)
+    told.state.path.write_bytes(b"{")
+    answer = run("status", "--json")
+    assert (answer.code, json.loads(answer.out)["by_crashlend"]) == (3, None)
+    assert "damaged" in answer.err
+
+
+@pytest.mark.parametrize("cut", ["unload", "surplus"])
+def test_status_names_movable_blocks_that_no_image_uses(
+    cut: str, told: FakeHost, images: list[str]
+) -> None:
+    """An unload or a smaller load that was killed half way: production lacks them for nothing."""
+    run("load", "--lend", "256M", *images)
+    if cut == "unload":
+        told.state.set_loaded(None)
+        told.loaded = False
+        idle = ["38", "39"]
+    else:
+        told.machine.zone[37] = "Movable"
+        told.state.set_block(37, "lent", "Normal")
+        idle = ["37"]
+    problems = json.loads(run("status", "--json").out)["problems"]
+    assert [re.findall("block ([0-9]+) is movable, but", p)[0] for p in problems] == idle
 
 
 def test_a_damaged_state_file_stops_load(fake: FakeHost, images: list[str]) -> None:

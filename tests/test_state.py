@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from typing import TYPE_CHECKING
@@ -39,6 +40,21 @@ def test_every_change_is_on_disk(tmp_path: Path) -> None:
     state.set_loaded(None)
     assert (State(path).blocks, State(path).loaded) == ({}, None)
     assert json.loads(path.read_bytes())["schema"] == 1
+
+
+def test_killed_writes_leave_no_heap_of_files(tmp_path: Path) -> None:
+    """What kill -9 leaves of a write is one file at most, and the next write uses it up."""
+    program = (
+        "import os, pathlib, signal, sys\nfrom crashlend.system.state import State\n"
+        "os.fsync = lambda fd: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "State(pathlib.Path(sys.argv[1])).write()\n"
+    )
+    for _ in range(2):
+        done = subprocess.run([sys.executable, "-c", program, tmp_path / "state.json"], check=False)
+        assert done.returncode == -signal.SIGKILL
+        assert len(os.listdir(tmp_path)) == 1
+    State(tmp_path / "state.json").set_loaded(None)
+    assert os.listdir(tmp_path) == ["state.json"]
 
 
 def test_dropping_what_is_not_there_is_no_error(tmp_path: Path) -> None:

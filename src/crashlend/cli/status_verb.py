@@ -1,21 +1,26 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Tell whether a crash kernel is loaded, and how lent memory is doing."""
+"""Tell whether a crash kernel is loaded, and how lent memory is doing.
+
+As root on the running host it also brings back the memory that a killed crashlend left offline.
+"""
 
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from crashlend.arch import for_machine
 from crashlend.cli.hosts import facts_from
 from crashlend.cli.main import add_root
-from crashlend.cli.output import print_json, print_rows
+from crashlend.cli.output import print_json, print_rows, progress
 from crashlend.errors import EXIT_DONE, EXIT_NOT_LOADED, EXIT_UNKNOWN
 from crashlend.facts import STATE_PATH
 from crashlend.hostfiles import open_host
 from crashlend.ranges import Ranges
 from crashlend.sizes import mib
+from crashlend.system import loading
 from crashlend.system.image import is_in_memory
 
 if TYPE_CHECKING:
@@ -30,6 +35,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     facts = facts_from(args)
+    recovered: tuple[int, ...] = ()
+    if args.root == Path("/") and os.geteuid() == 0:
+        recovered = loading.finish_interrupted(say=progress)
+        facts = facts_from(args) if recovered else facts
     state: dict[str, Any]
     try:
         state = _well_formed(json.loads(open_host(args.root).read(STATE_PATH)))
@@ -63,6 +72,7 @@ def run(args: argparse.Namespace) -> int:
                 "reservation_bytes": reservation,
                 "lent": {"bytes": lent.size, "ranges": lent.to_json()},
                 "problems": problems,
+                "recovered": list(recovered),
             }
         )
     else:
@@ -110,6 +120,9 @@ def find_problems(facts: Facts, state: dict[str, Any]) -> list[str]:
     """What the state file says and the host no longer bears out."""
     problems = []
     blocks = {b.index: b for b in facts.blocks}
+    loaded = state.get("loaded") or {}
+    in_use = Ranges(tuple(r) for r in loaded.get("lent", []) if facts.crash_loaded)
+    size = facts.block_bytes or 1
     for key, record in (state.get("blocks") or {}).items():
         block = blocks.get(int(key))
         if block is None:
@@ -123,8 +136,15 @@ def find_problems(facts: Facts, state: dict[str, Any]) -> list[str]:
                 f"lent memory block {key} is not movable any more and may hold kernel data; "
                 "run crashlend reload now"
             )
-    loaded = state.get("loaded") or {}
-    size = facts.block_bytes or 1
+        elif (
+            record.get("step") == "lent"
+            and loaded.get("step") != "loading"
+            and not in_use.covers(Ranges([(int(key) * size, (int(key) + 1) * size)]))
+        ):
+            problems.append(
+                f"memory block {key} is movable, but no crash kernel of crashlend's uses it; "
+                "run crashlend load or unload"
+            )
     zone = Ranges(tuple(r) for r in loaded.get("zone", [])).align_outwards(size)
     for index in (i for r in zone for i in range(r.start // size, r.end // size)):
         if index not in blocks or not blocks[index].is_movable:
@@ -134,6 +154,6 @@ def find_problems(facts: Facts, state: dict[str, Any]) -> list[str]:
             )
     if loaded.get("step") == "loading":
         problems.append("a load was interrupted; run crashlend load")
-    if loaded and facts.crash_loaded is False:
+    elif loaded and facts.crash_loaded is False:
         problems.append("the crash kernel that crashlend loaded is gone; run crashlend load")
     return problems

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Callable
 from crashlend.errors import CrashlendError
 from crashlend.sizes import MIB, mib
 from crashlend.system.memory_blocks import PAGE, BlockBusyError, MemoryBlocks
-from crashlend.system.state import LENT, RETURNING, SPOILED, TAKING, State
+from crashlend.system.state import LENT, RETURNING, SPOILED, STEPS, TAKING, State
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -162,14 +162,18 @@ def give_back(
     return kept
 
 
-def recover(blocks: MemoryBlocks, state: State, *, say: Say) -> list[Refused]:
+def recover(
+    blocks: MemoryBlocks, state: State, *, say: Say, steps: Sequence[str] = STEPS
+) -> list[Refused]:
     """Put right what an interrupted run left: blocks between two states.
 
-    Also looks again at the pages of what is lent: poison and balloons come later, too. Returns the
-    blocks that do not come back online; they stay in the state, and must not bar a new load.
+    ``steps`` are those of the blocks that are looked at; (TAKING, RETURNING) is only what was under
+    way. Also looks again at the pages of what is lent: poison and balloons come later, too. Returns
+    the blocks that do not come back online; they stay in the state, and must not bar a new load.
     """
     failed: list[Refused] = []
-    for index in list(state.blocks):
+    mine = [index for index, block in state.blocks.items() if block["step"] in steps]
+    for index in mine:
         now = blocks.state(index)
         if now in ("", "online"):
             continue
@@ -179,7 +183,7 @@ def recover(blocks: MemoryBlocks, state: State, *, say: Say) -> list[Refused]:
         except CrashlendError as error:
             failed.append(Refused(index, str(error)))
             say(f"{error}; {error.hint}")
-    for index, block in list(state.blocks.items()):
+    for index, block in [(i, state.blocks[i]) for i in mine if i in state.blocks]:
         now = blocks.state(index)
         if not now:
             say(f"memory block {index} is gone: it was taken out of the machine")

@@ -28,7 +28,7 @@ from crashlend.system import kexec, lending, shrinking
 from crashlend.system.image import CrashImage, build_image, is_in_memory
 from crashlend.system.kexec import NoRoomError
 from crashlend.system.memory_blocks import MemoryBlocks
-from crashlend.system.state import State, locked
+from crashlend.system.state import UNDER_WAY, State, locked
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -239,6 +239,37 @@ def unload(settings: Settings, *, say: Say) -> tuple[lending.Refused, ...]:
             kexec.unload()
         state.set_loaded(None)
         return _give_back(facts, sorted(state.blocks), settings, state, say)
+
+
+def finish_interrupted(*, say: Say) -> tuple[int, ...]:
+    """Bring back the memory blocks that a killed run left offline; return which.
+
+    For ``status``, which must not wait and must not fail: without such a block nothing is touched
+    or locked, and where another crashlend is at work (then they are its own) or anything else is in
+    the way, it is said and left. Blocks that are lent are not looked at: when somebody took one
+    offline, the loaded image may still count on it, and only ``load`` can put both right.
+    """
+    require_root()
+    brought: tuple[int, ...] = ()
+    try:
+        if not _interrupted(State()):
+            return ()
+        with terminated_as_exception(), locked():
+            state = State()
+            before = _interrupted(state)
+            blocks = _blocks(read_facts(TreeFiles(Path("/"))))
+            offline = [i for i in before if blocks.state(i) not in ("", "online")]
+            failed = {r.index for r in lending.recover(blocks, state, say=say, steps=UNDER_WAY)}
+            brought = tuple(i for i in offline if i not in failed)
+    except CrashlendError as error:
+        say(f"{error}; {error.hint}" if error.hint else str(error))
+    except OSError as error:
+        say(f"cannot put right what an interrupted run left: {error}")
+    return brought
+
+
+def _interrupted(state: State) -> list[int]:
+    return sorted(i for i, block in state.blocks.items() if block["step"] in UNDER_WAY)
 
 
 @contextmanager

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 TAKING, LENT, RETURNING, SPOILED = "taking", "lent", "returning", "spoiled"
+STEPS = (TAKING, LENT, RETURNING, SPOILED)
+UNDER_WAY = (TAKING, RETURNING)
 
 
 class State:
@@ -40,7 +42,7 @@ class State:
             self.loaded = None if value["loaded"] is None else dict(value["loaded"])
             self.learned = dict(value.get("learned", {}))
             for block in self.blocks.values():
-                if block["step"] not in (TAKING, LENT, RETURNING, SPOILED):
+                if block["step"] not in STEPS:
                     raise ValueError(f"step {block['step']!r}")
         except FileNotFoundError:
             pass
@@ -81,13 +83,20 @@ class State:
             "loaded": self.loaded,
             "learned": self.learned,
         }
-        write_atomically(self.path, json.dumps(value, indent=1).encode())
+        # the lock allows one writer: always the same name, so that killed ones leave no heap of files
+        temporary = self.path.with_name(f".{self.path.name}.new")
+        write_atomically(self.path, json.dumps(value, indent=1).encode(), temporary=temporary)
 
 
-def write_atomically(path: Path, data: bytes, mode: int = 0o600) -> None:
-    """Replace ``path`` by ``data``: after a crash at any moment it is the old or the new file."""
+def write_atomically(
+    path: Path, data: bytes, mode: int = 0o600, *, temporary: Path | None = None
+) -> None:
+    """Replace ``path`` by ``data``: after a crash at any moment it is the old or the new file.
+
+    ``temporary``, in the same directory, is what is written first; by default no other process's.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = temporary or path.with_name(f".{path.name}.{os.getpid()}")
     try:
         fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
         try:
