@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from crashlend.crashkernel.grammar import lent_request
+from crashlend.lab.kills import check_kills
 from crashlend.lab.shape import check_shape
 from crashlend.lab.spec import Check
 from crashlend.ranges import Ranges
@@ -60,6 +61,8 @@ def _checks(spec: Spec, report: Report, plan: dict[str, Any], saved: Saved) -> I
     lent = Ranges(tuple(r) for r in plan.get("lent", []))
     yield _lent_as_asked(spec, plan)
     yield from _bad_pages_left_out(report, lent)
+    if spec.kill:
+        yield from check_kills(spec, report)
     yield from _given_back(report)
     yield from _idempotent(report)
     yield from _proven(spec, report, plan)

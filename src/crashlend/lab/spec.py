@@ -36,6 +36,8 @@ class Spec:
     ``nodes`` share memory and CPUs evenly. ``block_bytes``: the size of memory blocks that the
     guest's kernel must choose by itself (None: any). ``disk``: the bus of the disk that the dump
     goes to, virtio or ide (which addresses 32 bits).
+    ``kill``: before all that, the guest kills crashlend at each of its steps, in these scenarios of
+    guestfiles/kill.py.
     """
 
     kernel: Kernel
@@ -66,6 +68,7 @@ class Spec:
     build_in_guest: bool = False
     probe: bool = False
     commands: tuple[Command, ...] = ()
+    kill: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -39,6 +39,16 @@ for block in memory*; do
 done
 grep HardwareCorrupted /proc/meminfo
 """
+# As little memory as will do: the guest looks at all of it before each of some hundred loads.
+KILL = {
+    "memory_bytes": 1280 * MIB,
+    "cmdline": "nokaslr crashkernel=160M",
+    "lend_bytes": 256 * MIB,
+    "lender": "movable",
+    "timeout_seconds": 850.0,
+}
+KILL_LENDING = {**KILL, "kill": ("load", "load more", "status", "inside load")}
+KILL_RETURNING = {**KILL, "kill": ("unload", "load less", "reload", "shrink", "inside unload")}
 LOST, REFUSED = "lost", "refused"
 
 
@@ -384,6 +394,26 @@ SUITE = (
             "poison": False,
         },
         quick=False,
+    ),
+    *(
+        Trial(
+            f"kill-{kernel}",
+            "kill -9 at every step of lending and loading: the next run puts all right",
+            kernel,
+            KILL_LENDING,
+            quick=False,
+        )
+        for kernel in ("6.1", "7.3")
+    ),
+    *(
+        Trial(
+            f"kill-return-{kernel}",
+            "kill -9 at every step of giving back, reloading, shrinking: likewise",
+            kernel,
+            KILL_RETURNING,
+            quick=False,
+        )
+        for kernel in ("6.1", "7.3")
     ),
     *EXACT,
 )

@@ -45,6 +45,7 @@ STAGES = {
     "scanned": "/proc/vmcore is examined",
 }
 DISK_FREE_BYTES = 700 << 20
+GUEST_PROGRAMS = ("init", "agent.py", "probe.py", "kill.py", "victims.py", "scan.py")
 
 
 @dataclass(frozen=True)
@@ -131,6 +132,11 @@ class Outcome:
                 "level": capture.get("dump_level"),
                 "pt_loads": scanned.get("pt_loads"),
             },
+            "kills": [
+                {key: event[key] for key in ("scenario", "points", "kills", "failures", "missed")}
+                for event in report.events
+                if event.get("event") == "killed"
+            ],
             "kept": self.kept or None,
         }
 
@@ -244,7 +250,7 @@ def make_lab_disk(spec: Spec, directory: Path, say: Say) -> Path:
             invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH,
         )
         with as_file(files("crashlend.lab").joinpath("guestfiles")) as guestfiles:
-            for file in ("init", "agent.py", "probe.py", "scan.py"):
+            for file in GUEST_PROGRAMS:
                 shutil.copy(guestfiles / file, tree / file)
         hooks = lay_out_hooks(tree)
         if not spec.build_in_guest:
@@ -262,6 +268,8 @@ def make_lab_disk(spec: Spec, directory: Path, say: Say) -> Path:
                     "probe": spec.probe,
                     "crash": spec.crash,
                     "poison": spec.poison,
+                    "kill": spec.kill,
+                    "kill_load": complete_words(spec, ("load",))[1:],
                 }
             )
         )

@@ -211,6 +211,11 @@ def main() -> None:
     if job["prepare"] and not prepare(job["prepare"]):
         report("failed", stage="prepare")
         return
+    if job["kill"]:
+        done = subprocess.run([sys.executable, "/lab/kill.py"], check=False)
+        if done.returncode != 0:
+            report("failed", stage="kill")
+            return
     lent: list[list[int]] = []
     for command in job["commands"]:
         words = command["argv"]
