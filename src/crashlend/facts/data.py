@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Optional
 
 from crashlend.formats.procfs import Resource, Zone
@@ -135,3 +136,8 @@ class Facts:
     @property
     def cmdline_bytes(self) -> bytes:
         return self.cmdline.encode("utf-8", "surrogateescape")
+
+    @cached_property
+    def census_by_block(self) -> dict[int, BlockCensus]:
+        """The block census by index: a large host has tens of thousands of blocks."""
+        return {c.index: c for c in self.block_census}

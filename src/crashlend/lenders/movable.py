@@ -117,7 +117,7 @@ def _is_low(block: MemoryBlock, block_bytes: int) -> bool:
 
 def _spoiled(facts: Facts, block: MemoryBlock, block_bytes: int, lendable: Ranges) -> bool:
     """Whether a block that is lent must not be: poison, kernel data, or a driver's memory now."""
-    census = next((c for c in facts.block_census if c.index == block.index), None)
+    census = facts.census_by_block.get(block.index)
     if census is not None and census.unmovable + census.poisoned > 0:
         return True
     return bool(facts.iomem) and not lendable.covers(_ranges([block.index], block_bytes))
@@ -125,7 +125,7 @@ def _spoiled(facts: Facts, block: MemoryBlock, block_bytes: int, lendable: Range
 
 def _why_not(facts: Facts, block: MemoryBlock, block_bytes: int, lendable: Ranges) -> Optional[str]:
     """Why this block is not even tried; None when it is."""
-    census = next((c for c in facts.block_census if c.index == block.index), None)
+    census = facts.census_by_block.get(block.index)
     whole = Ranges([(block.index * block_bytes, (block.index + 1) * block_bytes)])
     checks = (
         (block.state != "online", f"it is {block.state or 'gone'}"),
@@ -147,7 +147,7 @@ def _rank(facts: Facts, block: MemoryBlock) -> tuple[int, int]:
     Counts are taken by their order of magnitude, so that equally good blocks stay neighbours
     and make one range.
     """
-    census = next((c for c in facts.block_census if c.index == block.index), None)
+    census = facts.census_by_block.get(block.index)
     doubtful = census.unmovable + census.unknown // 8 if census else 0
     return (doubtful.bit_length(), -block.index)
 
