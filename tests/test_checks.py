@@ -17,9 +17,9 @@ from crashlend.lab import qemu
 from crashlend.lab.checks import asked_bytes, death_by_memory, run_checks
 from crashlend.lab.kernels import Kernel
 from crashlend.lab.qemu import LostVmError, Machine, Report, run_machine
-from crashlend.lab.spec import Command, Saved, Spec
+from crashlend.lab.spec import LOST, REFUSED, Command, Saved, Spec, Trial
 from crashlend.lab.suite import find, judge, why_not_lost
-from crashlend.lab.suite_table import LOST, REFUSED, SUITE, Trial
+from crashlend.lab.suite_table import SUITE
 from crashlend.lab.trial import Outcome, complete_words, remove_traces
 from crashlend.ranges import Ranges
 from crashlend.sizes import GIB, MIB
@@ -35,9 +35,11 @@ ROOMS = [LOW, (RESERVATION[0], HEADER_AT), LENT]
 RAM = [LOW, (MIB, 3 * GIB), LENT]
 SHAPE = {
     "efi": False,
+    "acpi": True,
     "host_bridge": "0x1237",
     "cpus": 1,
     "nodes": {"0": [4 * GIB, {"Normal": 24, "Movable": 8}]},
+    "crash_ranges": [list(RESERVATION)],
     "block_bytes": 128 * MIB,
     "la57": True,
 }
@@ -83,7 +85,7 @@ class Case:
             "command": self.command(0),
             "poisoned": {"in_lent_pages": pages(*LENT), "elsewhere_pages": 20000},
             "crashing": {},
-            "crash_kernel": {},
+            "crash_kernel": {"acpi": True},
             "crash_kernel_memory": {
                 "mem_total": 1000 * MIB,
                 # the kernel keeps the first 64 KiB from itself

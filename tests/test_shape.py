@@ -15,9 +15,9 @@ from crashlend.lab import firmware
 from crashlend.lab.firmware import find_ovmf
 from crashlend.lab.qemu import Disk, Machine, Report
 from crashlend.lab.shape import shape
+from crashlend.lab.spec import Trial
 from crashlend.lab.suite import judge
-from crashlend.lab.suite_table import Trial
-from crashlend.sizes import GIB
+from crashlend.sizes import GIB, MIB
 from test_checks import SHAPE, Case, case
 
 __all__ = ["case"]
@@ -125,6 +125,7 @@ def test_shape_is_what_the_guest_said() -> None:
         ({"block_bytes": 2 * GIB}, "block_bytes 2147483648"),
         ({"cpu_model": "max,la57=off"}, "five_level False"),
         ({"cpu_model": "qemu64"}, "five_level False"),
+        ({"cmdline": "crashkernel=256M,high crashkernel=1G,cma"}, "crash_ranges 2"),
         ({"cmdline": "no5lvl crashkernel=1G,cma crashkernel=100M"}, "five_level False"),
     ],
 )
@@ -168,6 +169,36 @@ def test_node_that_lends_too_much_fails(case: Case) -> None:
     for blocks in ({"Normal": 7, "Movable": 9}, {"Movable": 8}):
         case.events["loaded"]["nodes"] = {**halves, "1": [2 * GIB, blocks]}
         assert "no node lends more than its share" in judge(MOVABLE, case.outcome())
+
+
+def test_crash_kernel_without_acpi_fails(case: Case) -> None:
+    """It may come up and save its dump all the same; that is no reason to pass."""
+    case.events["crash_kernel"]["acpi"] = False
+    assert "crash kernel found ACPI" in judge(MOVABLE, case.outcome())
+    case.events["booted"]["acpi"] = False
+    assert judge(MOVABLE, case.outcome()) == ""
+
+
+def test_low_range_that_shrank_or_moved_fails(case: Case) -> None:
+    """Of two reserved ranges only the upper one may become smaller (hazard 10)."""
+    low, high = [GIB, GIB + 64 * MIB], [2 * GIB, 2 * GIB + 100 * MIB]
+    case.events["booted"]["crash_ranges"] = [low, high]
+    for after in ([low, high], [low, [high[0], high[0] + MIB]]):
+        case.events["loaded"] = {"crash_ranges": after}
+        assert judge(MOVABLE, case.outcome()) == ""
+    for after in ([], [low], [high], [[GIB, GIB + 20 * MIB], high]):
+        case.events["loaded"] = {"crash_ranges": after}
+        assert "low part of the reservation" in judge(MOVABLE, case.outcome())
+
+
+def test_silent_rounding_fails(case: Case) -> None:
+    """What is lent beyond what was asked for is said, and it is whole blocks."""
+    case.spec = replace(case.spec, lend_bytes=GIB - 28 * MIB)
+    case.plan["offer"]["asked_bytes"] = GIB - 28 * MIB
+    case.plan["notes"] = ["memory blocks are 128 MiB here: the request is rounded up"]
+    assert judge(MOVABLE, case.outcome()) == ""
+    case.plan["notes"] = []
+    assert "rounded up to whole blocks" in judge(MOVABLE, case.outcome())
 
 
 def test_memory_that_ends_elsewhere_fails(case: Case) -> None:

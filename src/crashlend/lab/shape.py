@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from crashlend.config import Settings
 from crashlend.lab.spec import Check
+from crashlend.ranges import Ranges
 from crashlend.sizes import MIB, mib, parse_size
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ def shape(report: Report) -> dict[str, Any]:
         "machine": HOST_BRIDGES.get(booted.get("host_bridge", "")),
         "cpus": booted.get("cpus"),
         "nodes": len(booted["nodes"]) if booted else None,
+        "crash_ranges": len(booted["crash_ranges"]) if booted else None,
         "block_bytes": booted.get("block_bytes"),
         "five_level": booted.get("la57"),
     }
@@ -46,6 +48,8 @@ def asked_shape(spec: Spec) -> dict[str, Any]:
         "cpus": spec.cpus,
         "nodes": spec.nodes,
     }
+    if ",high" in spec.cmdline:  # the kernel adds a range below 4 GiB by itself
+        asked["crash_ranges"] = 2
     if spec.block_bytes is not None:
         asked["block_bytes"] = spec.block_bytes
     if spec.accel == "tcg":  # what "max" and "host" have under KVM is the processor's business
@@ -75,8 +79,49 @@ def check_shape(spec: Spec, report: Report, plan: dict[str, Any]) -> Iterator[Ch
     if odd:
         words += "; asked for: " + ", ".join(f"{name} {asked[name]}" for name in odd)
     yield Check("the guest is of the shape asked for", not odd, words)
+    yield from _acpi(report)
+    yield from _low_range_stays(report)
+    yield from _rounded(report, plan)
     yield from _end_of_memory(spec, plan)
     yield from _shares(spec, report, plan)
+
+
+def _acpi(report: Report) -> Iterator[Check]:
+    """The crash kernel has ACPI as production has it: under UEFI it must be told where it begins."""
+    seen = report.find("crash_kernel")
+    if not report.find("booted").get("acpi") or not seen:
+        return
+    there = seen.get("acpi") is True
+    yield Check(
+        "crash kernel found ACPI", there, "its tables are in sysfs" if there else "it has no tables"
+    )
+
+
+def _low_range_stays(report: Report) -> Iterator[Check]:
+    """Of two reserved ranges the low one is where and as large as it was, shrunk or not."""
+    before = report.find("booted")["crash_ranges"]
+    after = report.find("loaded").get("crash_ranges")
+    if len(before) < 2 or after is None:
+        return
+    yield Check(
+        "the low part of the reservation is as it was",
+        len(after) == len(before) and after[0] == before[0],
+        f"{Ranges(tuple(r) for r in before)!r} before, {Ranges(tuple(r) for r in after)!r} after",
+    )
+
+
+def _rounded(report: Report, plan: dict[str, Any]) -> Iterator[Check]:
+    """Movable memory is lent in whole blocks; where that is more than was asked for, it is said."""
+    block, asked = report.find("booted")["block_bytes"], plan.get("offer", {}).get("asked_bytes", 0)
+    if plan.get("lender") != "movable" or not asked % block:
+        return
+    lent = sum(end - start for start, end in plan["lent"])
+    told = [note for note in plan["notes"] if "rounded up" in note]
+    yield Check(
+        "the request is rounded up to whole blocks, and the plan says so",
+        bool(told) and lent % block == 0,
+        f"{mib(asked)} asked for, {mib(lent)} lent; {told[0] if told else 'the plan says nothing'}",
+    )
 
 
 def _end_of_memory(spec: Spec, plan: dict[str, Any]) -> Iterator[Check]:

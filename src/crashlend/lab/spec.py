@@ -3,15 +3,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from crashlend.errors import EXIT_REFUSED
 from crashlend.lab.qemu import CPU_MODEL
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
     from crashlend.lab.kernels import Kernel
+
+LOST, REFUSED = "lost", "refused"
 
 
 @dataclass(frozen=True)
@@ -87,3 +91,26 @@ class Saved:
     capture: dict[str, Any]
     dmesg: str
     vmcore: Path | None
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One trial of the suite.
+
+    ``expect`` is "" when every check must hold, ``lost`` when the dump must be lost because the
+    crash kernel dies for lack of memory (a control), ``refused`` when crashlend itself must refuse
+    with ``words`` in its message and ``exit`` as its exit code. ``lender`` and ``syscall`` are what
+    must have been used, whatever the spec left to crashlend.
+    """
+
+    name: str
+    proves: str
+    kernel: str
+    spec: Mapping[str, Any] = field(default_factory=dict)
+    expect: str = ""
+    words: str = ""
+    exit: int = EXIT_REFUSED
+    lender: str = "movable"
+    syscall: str = "load"
+    least_lent_ranges: int = 0
+    quick: bool = True

@@ -11,8 +11,8 @@ from crashlend.errors import UsageError
 from crashlend.lab.kernels import fetch
 from crashlend.lab.packages import Say, silent
 from crashlend.lab.qemu import LostVmError
-from crashlend.lab.spec import Spec
-from crashlend.lab.suite_table import LOST, REFUSED, SUITE, Trial
+from crashlend.lab.spec import LOST, REFUSED, Spec, Trial
+from crashlend.lab.suite_table import SUITE
 from crashlend.lab.trial import Outcome, run_trial
 
 if TYPE_CHECKING:

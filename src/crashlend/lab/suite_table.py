@@ -7,16 +7,13 @@ when a document names one that does not pass.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from crashlend.errors import EXIT_FAILED, EXIT_NOT_LOADED, EXIT_REFUSED
 from crashlend.lab.qemu import CPU_MODEL
-from crashlend.lab.spec import Command
+from crashlend.lab.spec import LOST, REFUSED, Command, Trial
+from crashlend.lab.suite_shapes import SHAPES
 from crashlend.sizes import GIB, MIB
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
 
 SEED = "crashkernel=1G,cma crashkernel=100M"
 # 16 MiB out of every 448: the largest free stretch is 432 MiB. KASLR does not mind all of these words
@@ -49,30 +46,6 @@ KILL = {
 }
 KILL_LENDING = {**KILL, "kill": ("load", "load more", "status", "inside load")}
 KILL_RETURNING = {**KILL, "kill": ("unload", "load less", "reload", "shrink", "inside unload")}
-LOST, REFUSED = "lost", "refused"
-
-
-@dataclass(frozen=True)
-class Trial:
-    """One trial of the suite.
-
-    ``expect`` is "" when every check must hold, ``lost`` when the dump must be lost because the
-    crash kernel dies for lack of memory (a control), ``refused`` when crashlend itself must refuse
-    with ``words`` in its message and ``exit`` as its exit code. ``lender`` and ``syscall`` are what
-    must have been used, whatever the spec left to crashlend.
-    """
-
-    name: str
-    proves: str
-    kernel: str
-    spec: Mapping[str, Any] = field(default_factory=dict)
-    expect: str = ""
-    words: str = ""
-    exit: int = EXIT_REFUSED
-    lender: str = "movable"
-    syscall: str = "load"
-    least_lent_ranges: int = 0
-    quick: bool = True
 
 
 # processors with 2 MiB pages alone, with 1 GiB pages, and with 5-level page tables as well
@@ -416,4 +389,5 @@ SUITE = (
         for kernel in ("6.1", "7.3")
     ),
     *EXACT,
+    *SHAPES,
 )

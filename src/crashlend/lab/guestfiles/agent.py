@@ -59,14 +59,22 @@ def node_states() -> dict[str, tuple[int, dict[str, int]]]:
     return nodes
 
 
+def crash_ranges() -> list[list[int]]:
+    """The reservation as it is now, half-open."""
+    lines = re.findall(r"(\w+)-(\w+) : Crash kernel", Path("/proc/iomem").read_text())
+    return [[int(start, 16), int(end, 16) + 1] for start, end in lines]
+
+
 def shape() -> dict[str, object]:
     """What kind of host this is."""
     flags = re.search(r"(?m)^flags\s*:(.*)$", Path("/proc/cpuinfo").read_text())
     return {
         "efi": Path("/sys/firmware/efi").is_dir(),
+        "acpi": Path("/sys/firmware/acpi/tables").is_dir(),
         "host_bridge": Path("/sys/bus/pci/devices/0000:00:00.0/device").read_text().strip(),
         "cpus": os.cpu_count(),
         "nodes": node_states(),
+        "crash_ranges": crash_ranges(),
         "block_bytes": int(Path(f"{BLOCKS}/block_size_bytes").read_text(), 16),
         "la57": flags is not None and "la57" in flags.group(1).split(),
     }
@@ -231,7 +239,12 @@ def main() -> None:
             lent = []
     if job["probe"]:
         subprocess.run([sys.executable, "/lab/probe.py", *job["commands"][-1]["argv"]], check=False)
-    report("loaded", mem_total=meminfo()["MemTotal"], nodes=node_states())
+    report(
+        "loaded",
+        mem_total=meminfo()["MemTotal"],
+        nodes=node_states(),
+        crash_ranges=crash_ranges(),
+    )
     if job["crash"] == "none":
         return
     poison = Poison(lent)
