@@ -39,7 +39,7 @@ def after(argv: list[str], word: str) -> list[str]:
 def test_bios_guest_has_no_flash(tmp_path: Path) -> None:
     """Nothing changes for those who ask for nothing: no flash, no nodes."""
     argv = machine().argv(tmp_path)
-    assert after(argv, "-machine") == ["pc"]
+    assert after(argv, "-machine") == ["pc,memory-backend=ram"]
     assert not [word for word in argv if "pflash" in word or word == "-numa"]
 
 
@@ -51,6 +51,15 @@ def test_a_disk_has_its_bus_and_keeps_what_it_must(tmp_path: Path) -> None:
     assert root.endswith("snapshot=on")
     assert "file=lab,format=raw,if=ide," in lab
     assert lab.endswith("snapshot=off")
+
+
+def test_no_memory_is_set_aside(tmp_path: Path) -> None:
+    """A guest may have more memory than its host, on one node or on several."""
+    for nodes in (1, 2):
+        large = Machine(Path("vmlinuz"), Path("initramfs"), "", 66 * GIB, nodes=nodes)
+        words = after(large.argv(tmp_path), "-object")
+        assert len(words) == nodes
+        assert all(word.endswith(",reserve=off") for word in words)
 
 
 def test_each_uefi_guest_writes_to_variables_of_its_own(
@@ -93,7 +102,7 @@ def test_ovmf_is_found_as_a_pair(tmp_path: Path) -> None:
 def test_nodes_share_memory_and_processors(tmp_path: Path, cpus: int, nodes: int) -> None:
     """All of the memory and every CPU is in exactly one node; QEMU wants no less."""
     argv = machine(cpus=cpus, nodes=nodes).argv(tmp_path)
-    sizes = [int(word.rpartition("size=")[2]) for word in after(argv, "-object")]
+    sizes = [int(word.partition("size=")[2].partition(",")[0]) for word in after(argv, "-object")]
     assert sum(sizes) == 4 * GIB
     assert not [size for size in sizes if size % 4096]
     assert max(sizes) - min(sizes) <= 4096
@@ -223,5 +232,7 @@ def test_flags_that_describe_no_machine_are_refused(words: list[str]) -> None:
 def test_sizes_reach_qemu_whole(tmp_path: Path) -> None:
     """Memory that is no whole number of MiB is not rounded down."""
     odd = Machine(Path("vmlinuz"), Path("initramfs"), "", 3 * GIB + 8192)
-    assert after(odd.argv(tmp_path), "-m") == [f"{3 * 1024 * 1024 + 8}K"]
+    argv = odd.argv(tmp_path)
+    assert after(argv, "-m") == [f"{3 * 1024 * 1024 + 8}K"]
+    assert f"size={3 * GIB + 8192}," in after(argv, "-object")[0]
     assert after(machine(dimms=(GIB,)).argv(tmp_path), "-m")[0].startswith(f"{4 << 20}K,slots=1")

@@ -49,6 +49,7 @@ class Guest:
     cpus: int = 1
     more_words: str = ""
     cpu_model: str = CPU_MODEL
+    nodes: int = 1
     extra: tuple[str, ...] = ()
 
 
@@ -61,17 +62,6 @@ def _holes() -> str:
     low = range(192 * MIB, 3 * GIB, 256 * MIB)
     places = [*low, *range(4 * GIB + 192 * MIB, 5 * GIB, 256 * MIB)]
     return " ".join(["nokaslr", *(f"memmap=1M${place >> 20}M" for place in places)])
-
-
-def _two_nodes(size_bytes: int, cpus: int) -> tuple[str, ...]:
-    """Two NUMA nodes with half of the memory and of the CPUs each; no page is set aside for it."""
-    words: list[str] = []
-    for node in range(2):
-        first, last = node * cpus // 2, (node + 1) * cpus // 2 - 1
-        half = size_bytes // 2 >> 20
-        words += ["-object", f"memory-backend-ram,id=ram{node},size={half}M,reserve=off"]
-        words += ["-numa", f"node,nodeid={node},memdev=ram{node},cpus={first}-{last}"]
-    return (*words, "-numa", "dist,src=0,dst=1,val=21")
 
 
 GUESTS = (
@@ -91,7 +81,8 @@ GUESTS = (
         cpus=4,
         # without this bit the kernel takes the guest for bare metal: memory blocks of 2 GiB
         cpu_model=f"{CPU_MODEL},-hypervisor",
-        extra=_two_nodes(64 * GIB, 4),
+        nodes=2,
+        extra=("-numa", "dist,src=0,dst=1,val=21"),
     ),
 )
 
@@ -146,6 +137,7 @@ def make(guest: Guest, to: Path, scratch: Path, timeout_seconds: float) -> None:
         cpus=spec.cpus,
         disks=(Disk(root, kept=False), Disk(disk)),
         cpu_model=spec.cpu_model,
+        nodes=guest.nodes,
         extra=guest.extra,
     )
     progress(f"{guest.name}: booting {kernel.release}")

@@ -70,7 +70,7 @@ class Machine:
     firmware: str = "bios"
     machine: str = "pc"
     nodes: int = 1
-    extra: tuple[str, ...] = ()  # more words for QEMU, such as its NUMA nodes
+    extra: tuple[str, ...] = ()  # more words for QEMU, such as how far its nodes are apart
 
     def argv(self, directory: Path) -> list[str]:
         """QEMU's words; sockets and logs go into ``directory``."""
@@ -80,8 +80,9 @@ class Machine:
             memory += f",slots={len(self.dimms)},maxmem={most + 1024}M"
         argv = [
             find_qemu(),
-            *("-machine", self.machine, "-accel", self.accel, "-cpu", self.cpu_model),
-            *("-m", memory, "-smp", str(self.cpus)),
+            *("-accel", self.accel, "-cpu", self.cpu_model, "-smp", str(self.cpus)),
+            *self.machine_words(),
+            *("-m", memory),
             *("-display", "none", "-vga", "none", "-nodefaults", "-no-user-config", "-no-reboot"),
             *("-kernel", str(self.kernel), "-initrd", str(self.initramfs), "-append", self.words),
             *("-chardev", f"file,id=console,path={directory}/console.log"),
@@ -90,7 +91,6 @@ class Machine:
             *("-serial", "chardev:report"),
             *("-rtc", "base=utc"),
             *(flash_words(directory) if self.firmware == "uefi" else ()),
-            *self.numa_words(),
             *self.extra,
         ]
         for index, size in enumerate(self.dimms):
@@ -105,13 +105,20 @@ class Machine:
             ]
         return argv
 
-    def numa_words(self) -> list[str]:
-        """QEMU's words for the nodes; none for a machine that has one."""
-        words: list[str] = []
+    def machine_words(self) -> list[str]:
+        """QEMU's words for the machine, its nodes and their memory.
+
+        No memory is set aside: a guest may have more than this host, as long as it touches less.
+        """
+        backend = "memory-backend-ram,id={},size={},reserve=off"
+        if self.nodes < 2:
+            words = ["-machine", f"{self.machine},memory-backend=ram"]
+            return [*words, "-object", backend.format("ram", self.memory_bytes)]
+        words = ["-machine", self.machine]
         pages = self.memory_bytes // PAGE
-        for node in range(self.nodes if self.nodes > 1 else 0):
+        for node in range(self.nodes):
             size = (pages * (node + 1) // self.nodes - pages * node // self.nodes) * PAGE
-            words += ["-object", f"memory-backend-ram,id=node{node},size={size}"]
+            words += ["-object", backend.format(f"node{node}", size)]
             first, last = (self.cpus * n // self.nodes for n in (node, node + 1))
             cpus = f",cpus={first}-{last - 1}" if first < last else ""  # a node may have none
             words += ["-numa", f"node,nodeid={node},memdev=node{node}{cpus}"]
