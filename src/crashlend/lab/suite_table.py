@@ -7,11 +7,9 @@ when a document names one that does not pass.
 
 from __future__ import annotations
 
-from typing import Any
-
 from crashlend.errors import EXIT_FAILED, EXIT_NOT_LOADED, EXIT_REFUSED
-from crashlend.lab.qemu import CPU_MODEL
 from crashlend.lab.spec import LOST, REFUSED, Command, Trial
+from crashlend.lab.suite_exact import EXACT
 from crashlend.lab.suite_shapes import SHAPES
 from crashlend.sizes import GIB, MIB
 
@@ -47,53 +45,6 @@ KILL = {
 KILL_LENDING = {**KILL, "kill": ("load", "load more", "status", "inside load")}
 KILL_RETURNING = {**KILL, "kill": ("unload", "load less", "reload", "shrink", "inside unload")}
 
-
-# processors with 2 MiB pages alone, with 1 GiB pages, and with 5-level page tables as well
-PROCESSORS = {"qemu64": "qemu64", "gb": "qemu64,+pdpe1gb", "max": CPU_MODEL}
-
-
-def exact(kernel: str, shape: str, processor: str, **spec: Any) -> Trial:
-    """A trial that asks the kernel for the smallest reservation it takes, and crashes nothing."""
-    return Trial(
-        f"exact-{kernel}-{shape}-{processor}",
-        "the kernel takes the image in the bytes that were planned, and in none less",
-        kernel,
-        {
-            "memory_bytes": 4 * GIB,
-            "cmdline": "crashkernel=64M",
-            "lend_bytes": 128 * MIB,
-            "placement": "lent",
-            "cpu_model": PROCESSORS[processor],
-            "probe": True,
-            "crash": "none",
-            **spec,
-        },
-        quick=False,
-    )
-
-
-EXACT_KERNELS = ("5.10", "6.1", "6.12", "7.3")
-EXACT = (
-    *(
-        exact(kernel, f"{gib}g", processor, memory_bytes=gib * GIB)
-        for kernel in EXACT_KERNELS
-        for gib in (2, 4, 12)
-        for processor in PROCESSORS
-    ),
-    *(
-        exact(kernel, shape, processor, **spec)
-        for kernel in EXACT_KERNELS
-        for shape, processor, spec in (
-            ("dimms", "qemu64", {"memory_bytes": 2 * GIB, "dimms": (3 * GIB,)}),
-            ("dimms", "max", {"memory_bytes": 2 * GIB, "dimms": (3 * GIB,)}),
-            ("uefi", "qemu64", {"firmware": "uefi", "machine": "q35"}),
-            ("uefi", "max", {"firmware": "uefi", "machine": "q35"}),
-            ("high", "qemu64", {"memory_bytes": 6 * GIB, "cmdline": "crashkernel=64M,high"}),
-            ("high", "max", {"memory_bytes": 6 * GIB, "cmdline": "crashkernel=64M,high"}),
-            ("reserved", "max", {"cmdline": "crashkernel=128M", "placement": "reserved"}),
-        )
-    ),
-)
 
 SUITE = (
     Trial("movable-6.1", "the seed's line on a kernel without ,cma: 100M + 1G gives 1.1G", "6.1"),
