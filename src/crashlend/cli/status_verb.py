@@ -26,7 +26,7 @@ from crashlend.system.image import is_in_memory
 if TYPE_CHECKING:
     import argparse
 
-    from crashlend.facts import Facts
+    from crashlend.facts import Facts, MemoryBlock
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -136,11 +136,7 @@ def find_problems(facts: Facts, state: dict[str, Any]) -> list[str]:
                 f"lent memory block {key} is not movable any more and may hold kernel data; "
                 "run crashlend reload now"
             )
-        elif (
-            record.get("step") == "lent"
-            and loaded.get("step") != "loading"
-            and not in_use.covers(Ranges([(int(key) * size, (int(key) + 1) * size)]))
-        ):
+        elif record.get("step") == "lent" and _is_idle(block, loaded, in_use, size):
             problems.append(
                 f"memory block {key} is movable, but no crash kernel of crashlend's uses it; "
                 "run crashlend load or unload"
@@ -157,3 +153,9 @@ def find_problems(facts: Facts, state: dict[str, Any]) -> list[str]:
     elif loaded and facts.crash_loaded is False:
         problems.append("the crash kernel that crashlend loaded is gone; run crashlend load")
     return problems
+
+
+def _is_idle(block: MemoryBlock, loaded: dict[str, Any], in_use: Ranges, size: int) -> bool:
+    """Whether a block is lent to nobody: an unload or a smaller load was killed, or gave up."""
+    where = Ranges([(block.index * size, (block.index + 1) * size)])
+    return loaded.get("step") != "loading" and not in_use.meets(where)
