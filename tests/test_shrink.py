@@ -23,7 +23,7 @@ from crashlend.payload import Files
 from crashlend.plan import Payload, make_plan
 from crashlend.ranges import Ranges
 from crashlend.shrink import Shrink, plan_shrink
-from crashlend.system import kexec, loading, shrinking
+from crashlend.system import handover, kexec, loading, shrinking
 from test_cli import FakeHost, put_in_place
 from test_lending import Clock, FakeBlocks, KillableState, Killed, Machine, quiet
 from test_plan import PAYLOAD, assert_invariants, crash_ram, layout_of, loads
@@ -352,7 +352,7 @@ def some(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ShrinkHost:
         return one.memory
 
     monkeypatch.setattr(loading, "TreeFiles", memory_files)
-    monkeypatch.setattr(loading, "is_in_memory", lambda _known: None)
+    monkeypatch.setattr(handover, "is_in_memory", lambda _known: None)
     calls = SimpleNamespace(open=one.open, write=one.write, close=one.close)
     calls.O_WRONLY, calls.O_CLOEXEC = os.O_WRONLY, os.O_CLOEXEC
     monkeypatch.setattr(shrinking, "os", calls)

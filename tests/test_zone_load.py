@@ -18,7 +18,7 @@ from crashlend.config import Settings
 from crashlend.facts import STATE_PATH, read_facts
 from crashlend.formats import bootparams
 from crashlend.ranges import Ranges
-from crashlend.system import loading, shrinking
+from crashlend.system import handover, loading, shrinking
 from test_cli import put_in_place
 from test_lending import Clock, Killed, Machine, quiet
 from test_shrink import END, START, Death, ShrinkHost, load
@@ -94,7 +94,7 @@ def some(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ZoneHost:
         return one.memory
 
     monkeypatch.setattr(loading, "TreeFiles", memory_files)
-    monkeypatch.setattr(loading, "is_in_memory", lambda _known: None)
+    monkeypatch.setattr(handover, "is_in_memory", lambda _known: None)
     calls = SimpleNamespace(open=one.open, write=one.write, close=one.close)
     calls.O_WRONLY, calls.O_CLOEXEC = os.O_WRONLY, os.O_CLOEXEC
     monkeypatch.setattr(shrinking, "os", calls)

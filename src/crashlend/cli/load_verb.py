@@ -15,7 +15,7 @@ from crashlend.cli.plan_verb import cost_rows, show_plan
 from crashlend.facts import read_facts
 from crashlend.hostfiles import open_host
 from crashlend.sizes import mib
-from crashlend.system import loading
+from crashlend.system import handover, loading
 
 if TYPE_CHECKING:
     import argparse
@@ -44,7 +44,7 @@ def run(args: argparse.Namespace, *, again: bool = False) -> int:
     get_files = files_getter(settings, progress)
     if args.dry_run:
         facts = read_facts(open_host(Path("/")), census=True)
-        plan = loading.check(facts, settings, get_files(facts.release).payload)
+        plan = handover.check(facts, settings, get_files(facts.release).payload)
         print_json(plan.to_json()) if args.json else show_plan(plan, facts)
         return 0
     done = loading.load(

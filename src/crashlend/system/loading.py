@@ -13,31 +13,25 @@ import threading
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Callable, Optional
+from typing import TYPE_CHECKING, Callable, Optional
 
-from crashlend.arch import for_machine
 from crashlend.errors import CrashlendError, Terminated
 from crashlend.facts import Facts, read_facts
 from crashlend.hostfiles import TreeFiles
-from crashlend.lenders import zone
-from crashlend.plan import Plan, make_plan
-from crashlend.proof import hole_filler, kernel_variants, may_ask
-from crashlend.shrink import Shrink, plan_shrink
+from crashlend.plan import Plan
 from crashlend.sizes import mib
 from crashlend.system import kexec, lending, shrinking
-from crashlend.system.image import CrashImage, build_image, is_in_memory
-from crashlend.system.kexec import NoRoomError
+from crashlend.system.handover import check, is_loaded, load_image
+from crashlend.system.image import build_image
 from crashlend.system.memory_blocks import MemoryBlocks
 from crashlend.system.state import UNDER_WAY, State, locked
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from crashlend.arch import Segment
     from crashlend.config import Settings
     from crashlend.lenders import Offer
     from crashlend.payload import Files
-    from crashlend.plan import Payload
 
 Say = Callable[[str], None]
 GetFiles = Callable[[str], "Files"]
@@ -111,14 +105,18 @@ def load(
                     f"{mib(plan.lent.size)} of the {mib(settings.lend_min)} that lend_min demands",
                     hint="lower lend_min, or see `crashlend plan` for what is in the way",
                 )
-            shrunk = _shrink(facts, settings, files, state, say, shrink_to) if shrink else None
+            shrunk = (
+                shrinking.shrink(facts, settings, files, state, shrink_to, say=say)
+                if shrink
+                else None
+            )
             if shrunk is not None:
                 facts = read_facts(TreeFiles(Path("/")), census=pages)
                 plan = check(facts, settings, files.payload, held_only=True)
-            already = not again and _is_loaded(state, build_image(plan, facts, files))
+            already = not again and is_loaded(state, build_image(plan, facts, files))
             proven = None
             if not already:
-                plan, proven = _load_image(facts, settings, files, state, say)
+                plan, proven = load_image(facts, settings, files, state, say=say)
         except BaseException:
             # what was lent just now goes back, unless an image that uses it may be loaded;
             # blocks of earlier runs are left alone
@@ -132,99 +130,6 @@ def load(
         return Loaded(
             plan, already, lent_at - begin, clock() - lent_at, tuple(refused), freed, proven
         )
-
-
-def _shrink(
-    facts: Facts,
-    settings: Settings,
-    files: Files,
-    state: State,
-    say: Say,
-    to_bytes: Optional[int],
-) -> Optional[Shrink]:
-    """Shrink the reservation if that wins anything; afterwards no image is loaded.
-
-    What can't be done leaves the reservation as it is and is said; the load goes on either way.
-    """
-    try:
-        shrink = plan_shrink(facts, settings, files.payload, to_bytes)
-    except CrashlendError as error:
-        say(f"the reservation stays as it is: {error}")
-        return None
-    if shrink is None:
-        say("the reservation is as small as it may be already")
-        return None
-    say(
-        f"shrinking the reservation from {mib(shrink.before.size)} to {mib(shrink.after_bytes)}: "
-        "this can't be undone until the next boot, and no crash kernel is loaded for a moment"
-    )
-    previous = state.loaded
-    # what is lent of a zone stands nowhere else: the next plan must choose the same
-    state.set_loaded({"step": "loading", "zone": shrink.plan.offer.part(zone.NAME).to_json()})
-    try:
-        try:
-            shrink = _rehearse(shrink, facts, settings, files, state, to_bytes)
-        except CrashlendError:
-            if kexec.crash_loaded():
-                # refused before the kernel let go of the old image (EPERM, EBUSY)
-                state.set_loaded(previous)
-            raise
-        kexec.unload()
-        shrinking.carry_out(shrink)
-    except CrashlendError as error:
-        say(f"the reservation stays as it is: {error}")
-        return None
-    return shrink
-
-
-def _rehearse(
-    shrink: Shrink,
-    facts: Facts,
-    settings: Settings,
-    files: Files,
-    state: State,
-    to_bytes: Optional[int],
-) -> Shrink:
-    """Have the kernel judge the smallest reservation that its own tables allow.
-
-    Returns the shrink that it took; ``shrink`` is the safe one. CrashlendError when it takes none.
-    """
-    ram_bytes = facts.meminfo.get("MemTotal", 0)
-
-    def smallest(variant: Facts) -> Shrink:
-        return plan_shrink(variant, settings, files.payload, to_bytes) or shrink
-
-    variants = kernel_variants(facts, lambda variant: smallest(variant).plan)
-    for variant in variants:
-        smaller = smallest(variant)
-        try:
-            image = build_image(smaller.plan, variant, files)
-            shrinking.prove(smaller, image, ram_bytes, exactly=True)
-        except NoRoomError:
-            continue
-        _learn(state, variants, variant)
-        return smaller
-    # there may still be room in the margin
-    shrinking.prove(shrink, build_image(shrink.plan, facts, files), ram_bytes, exactly=False)
-    return shrink
-
-
-def check(facts: Facts, settings: Settings, payload: Payload, *, held_only: bool = False) -> Plan:
-    """The plan, when it can be carried out; CrashlendError says why it can't. Changes nothing."""
-    if facts.crash_loaded is None:
-        raise CrashlendError(
-            "this kernel cannot load a crash kernel",
-            "/sys/kernel/kexec_crash_loaded does not exist",
-            hint="a kernel with CONFIG_KEXEC and CONFIG_CRASH_DUMP is needed",
-        )
-    plan = make_plan(facts, settings, payload, held_only=held_only)
-    if plan.cmdline is None:
-        raise CrashlendError(
-            "cannot plan to the byte",
-            plan.incomplete,
-            hint="/proc/iomem must show its addresses: CAP_SYS_ADMIN in the host's own namespaces",
-        )
-    return plan
 
 
 def unload(settings: Settings, *, say: Say) -> tuple[lending.Refused, ...]:
@@ -341,100 +246,3 @@ def _give_back(
         lending.recover(_blocks(facts), state, say=say)
         raise
     return tuple(kept)
-
-
-def _is_loaded(state: State, crash_image: CrashImage) -> bool:
-    known = state.loaded
-    return (
-        known is not None
-        and known.get("step") == "loaded"
-        and known.get("fingerprint") == crash_image.fingerprint()
-        and kexec.crash_loaded()
-        and is_in_memory(known.get("marker")) is not False
-    )
-
-
-def _load_image(
-    facts: Facts, settings: Settings, files: Files, state: State, say: Say
-) -> tuple[Plan, Optional[bool]]:
-    """Load the image into as much of the reservation as the plan requires, if the kernel takes it.
-
-    Returns the plan that holds now and whether the kernel did: False when it needs more than the
-    model knows, None when it was not asked.
-    """
-
-    def planned(variant: Facts) -> Plan:
-        return check(variant, settings, files.payload, held_only=True)
-
-    plan, proven = planned(facts), None
-    variants = kernel_variants(facts, planned)
-    for variant in variants:
-        exact = planned(variant)
-        filler = _hole_filler(exact, variant)
-        if filler is None:
-            break
-        try:
-            _hand_over(exact, build_image(exact, variant, files), files, state, filler)
-        except NoRoomError:
-            proven = False
-            continue
-        _learn(state, variants, variant)
-        return exact, True
-    _hand_over(plan, build_image(plan, facts, files), files, state)
-    if proven is False:
-        say(
-            "the kernel took more of the reservation than the plan says; please report this host's "
-            "`crashlend snapshot`"
-        )
-    return plan, proven
-
-
-def _hole_filler(plan: Plan, facts: Facts) -> Optional[list[Segment]]:
-    """What fills the hole, if anything; None where the kernel is not to be asked."""
-    reservation = for_machine(plan.arch).main_reservation(facts)
-    asked = may_ask(facts.kexec_load_limit_panic)
-    if plan.layout is None or reservation is None or not asked:
-        return None
-    return hole_filler(plan.layout, reservation.start, facts.meminfo.get("MemTotal", 0))
-
-
-def _learn(state: State, variants: Sequence[Facts], variant: Facts) -> None:
-    """Remember which of the ``variants`` the kernel has just shown to be so."""
-    if len(variants) > 1 and variant.rounds_gib_outwards is not None:
-        state.learn("rounds_gib_outwards", variant.rounds_gib_outwards)
-
-
-def _hand_over(
-    plan: Plan,
-    crash_image: CrashImage,
-    files: Files,
-    state: State,
-    fillers: Sequence[Segment] = (),
-) -> None:
-    """Load the image; where a failure leaves none at all, the error says so."""
-    record: dict[str, Any] = {
-        "step": "loading",
-        "fingerprint": crash_image.fingerprint(),
-        "marker": crash_image.marker(),
-        "kernel": str(files.kernel_path),
-        "lender": plan.lender,
-        "lent": plan.lent.to_json(),
-        "zone": plan.offer.part(zone.NAME).to_json(),
-        "reservation": plan.reservation.to_json(),
-        "required_bytes": plan.costs.required_bytes,
-        "crash_kernel_bytes": plan.costs.crash_kernel_bytes,
-        "dump_level": plan.dump_level,
-    }
-    previous = state.loaded
-    state.set_loaded(record)
-    try:
-        crash_image.load(fillers)
-        if not kexec.crash_loaded():
-            raise CrashlendError("the crash kernel is not loaded", "the kernel says so afterwards")
-    except CrashlendError as error:
-        # refused before the kernel let go of the old image (EPERM, EBUSY): that one is still there
-        state.set_loaded(previous if kexec.crash_loaded() else None)
-        if not kexec.crash_loaded():
-            error.hint = f"{error.hint}; there is no crash kernel loaded now".lstrip("; ")
-        raise
-    state.set_loaded({**record, "step": "loaded"})
