@@ -70,7 +70,7 @@ class Kind(NamedTuple):
 # (memmap_init_reserved_pages()). Two exceptions are not for the census to see, and lenders/zone.py
 # looks for them: another CMA area (a driver's DMA buffer has no flags) and a hot-added block's own
 # memmap (memory_hotplug.memmap_on_memory).
-# docs/decisions/0007-clean-runs-of-a-movable-zone.md
+# docs/decisions/0008-clean-runs-of-a-movable-zone.md
 KINDS = (
     Kind("HWPOISON", "poisoned", False, "hardware error: mm/memory-failure.c"),
     Kind("HUGE", "huge", True, "a user's hugetlb page, free or not: mm/hugetlb.c"),
