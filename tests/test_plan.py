@@ -39,6 +39,7 @@ from crashlend.formats.procfs import Resource, Zone
 from crashlend.jsonable import to_json
 from crashlend.plan import Plan, make_plan
 from crashlend.ranges import Ranges
+from crashlend.sizes import mib
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -369,7 +370,13 @@ def small(size: int) -> Facts:
 def test_the_kernel_runs_in_the_reservation_whenever_it_fits() -> None:
     """``auto`` keeps it away from late DMA, and goes to lent memory only where it must."""
     assert layout_of(plan_of()).placement == "reserved"
-    assert layout_of(plan_of(small(32 * MIB))).placement == "lent"
+    assert "it fits" in layout_of(plan_of()).placement_reason
+    lent = layout_of(plan_of(small(32 * MIB)))
+    assert lent.placement == "lent"
+    needed = layout_of(plan_of()).required_bytes
+    assert f"it would need {mib(needed)}" in lent.placement_reason
+    asked = layout_of(plan_of(placement="lent"))
+    assert asked.placement_reason == "as the setting placement says"
     with pytest.raises(CrashlendError, match="too small"):
         plan_of(small(32 * MIB), lend=0)
 
@@ -548,6 +555,7 @@ def test_an_image_that_must_stay_below_4_gib_is_refused_above() -> None:
         make_plan(some, Settings(placement="reserved"), image)
     layout = layout_of(make_plan(some, Settings(), image))
     assert layout.placement == "lent"
+    assert "above 4 GiB" in layout.placement_reason
     assert layout.kernel_runs_at + image.image.init_size <= 4 * GIB
 
 

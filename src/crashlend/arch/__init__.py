@@ -55,7 +55,7 @@ class Layout:
 
     ``control_pages`` is how many pages the kernel takes for itself from the bottom of the
     reservation, ``required_bytes`` how large it must be for all of it. ``placement`` is
-    ``reserved`` or ``lent``.
+    ``reserved`` or ``lent``, ``placement_reason`` why.
     """
 
     segments: tuple[Segment, ...]
@@ -66,6 +66,7 @@ class Layout:
     control_pages: int
     required_bytes: int
     placement: str
+    placement_reason: str
     kernel_runs_at: int
 
     def segment(self, name: str) -> Segment:

@@ -7,7 +7,7 @@ Documentation/arch/x86/boot.rst.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Optional
+from typing import TYPE_CHECKING, NamedTuple, Optional
 
 from crashlend.arch import Layout, MapEntry, Segment
 from crashlend.arch.x86_64_tables import control_pages, kernel_variants
@@ -17,9 +17,10 @@ from crashlend.formats.bzimage import ENTRY_64_OFFSET, BzImage
 from crashlend.formats.elfcore import ProgramHeader
 from crashlend.purgatory.entry_x86_64 import MEMORY_BYTES, entry_code
 from crashlend.ranges import Range, Ranges, align_down, align_up
+from crashlend.sizes import mib
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from crashlend.facts import Facts
 
@@ -186,25 +187,19 @@ def lay_out(
         at -= align_up(memory, PAGE)
         above.append(Segment(name, at, stored, align_up(memory, PAGE)))
 
-    landing = landing_zone(image, memory_map, lent)
-    ways = {
-        "reserved": _kernel_runs_where_it_is(reservation, image, at),
-        "lent": _kernel_is_copied(image, at, landing) if landing is not None else None,
-    }
-    order = ("reserved", "lent") if placement == "auto" else (placement,)
     shortest: Optional[int] = None
-    for name in order:
-        way = ways[name]
-        if way is None:
+    reasons = {"reserved": "it fits there, out of reach of late DMA"}
+    for way in _ways(reservation, image, at, landing_zone(image, memory_map, lent)):
+        if placement not in ("auto", way.placement):
             continue
-        kernel, needed, runs_at, alignment = way
-        segments = sorted([*above, kernel], key=lambda s: s.start)
+        segments = sorted([*above, way.kernel], key=lambda s: s.start)
         places = [Range(s.start, s.end) for s in segments]
         control = control_pages(facts, system_ram(facts), places)
-        lowest = align_up(reservation.start + control * PAGE, alignment)
-        required = lowest - reservation.start + needed + reservation.end - at
+        lowest = align_up(reservation.start + control * PAGE, way.alignment)
+        required = lowest - reservation.start + way.needed_bytes + reservation.end - at
         shortest = required if shortest is None else min(shortest, required)
-        if kernel.start < lowest or reservation.size < required:
+        if way.kernel.start < lowest or reservation.size < required:
+            reasons["lent"] = f"to run in the reservation it would need {mib(required)} there"
             continue
         params = next(s for s in segments if s.name == "boot_params")
         return Layout(
@@ -215,53 +210,74 @@ def lay_out(
             setup_data_phys=params.start + bootparams.SIZE + align_up(cmdline_bytes + 1, 16),
             control_pages=control,
             required_bytes=required,
-            placement=name,
-            kernel_runs_at=runs_at,
+            placement=way.placement,
+            placement_reason=reasons.get(way.placement, "it can't run above 4 GiB")
+            if placement == "auto"
+            else "as the setting placement says",
+            kernel_runs_at=way.runs_at,
         )
-    if shortest is None and "reserved" in order:
-        raise CrashlendError(
-            "cannot load this kernel",
-            "the reservation lies above 4 GiB, where this image can't run",
-            hint="reserve memory without ,high, lend memory below 4 GiB (--placement lent), or use "
-            "a kernel with CONFIG_RELOCATABLE",
+    raise _no_place(reservation, image, initramfs_bytes, placement, shortest, bool(lent))
+
+
+class _Way(NamedTuple):
+    """One way to place the kernel: its segment, what of it is needed, where it will run."""
+
+    placement: str
+    kernel: Segment
+    needed_bytes: int
+    runs_at: int
+    alignment: int
+
+
+def _ways(reservation: Range, image: BzImage, end: int, landing: Optional[int]) -> Iterator[_Way]:
+    """The ways that this image allows, the one that is safer from late DMA first.
+
+    The kernel's segment ends at ``end``. Where it runs there, it has room to unpack itself; what
+    alignment leaves above that is the segment's, too: the kernel's control pages must find one hole
+    alone, at the bottom.
+    """
+    if end <= 4 * GIB or image.above_4g:
+        run_bytes = align_up(image.init_size, PAGE)
+        start = align_down(end - run_bytes, image.alignment)
+        kernel = Segment("kernel", start, image.kernel_bytes, end - start)
+        yield _Way("reserved", kernel, run_bytes, start, image.alignment)
+    if landing is not None:
+        stored = align_up(image.kernel_bytes, PAGE)
+        kernel = Segment("kernel", end - stored, image.kernel_bytes, stored)
+        yield _Way("lent", kernel, stored, landing, PAGE)
+
+
+def _no_place(
+    reservation: Range,
+    image: BzImage,
+    initramfs_bytes: int,
+    placement: str,
+    shortest: Optional[int],
+    lending: bool,
+) -> CrashlendError:
+    """Why nothing fits; ``shortest`` is the smallest reservation that would do, None if none would."""
+    if shortest is not None:
+        return CrashlendError(
+            "the reservation is too small",
+            f"it has {reservation.size / MIB:.1f} MiB; the crash kernel needs "
+            f"{shortest / MIB:.1f} MiB in it ({initramfs_bytes / MIB:.1f} for its initramfs, "
+            f"{image.init_size / MIB:.1f} to start, {image.kernel_bytes / MIB:.1f} if it starts in "
+            "lent memory)",
+            hint=f"boot with crashkernel={align_up(shortest, MIB) // MIB}M or more"
+            + ("" if lending else ", or lend memory: --lend 1G"),
         )
-    if shortest is None:
-        raise CrashlendError(
+    if placement == "lent":
+        return CrashlendError(
             "the crash kernel cannot run in lent memory",
             f"no lent range has {image.init_size / MIB:.1f} MiB in one piece for it",
             hint="lend more, or use --placement reserved",
         )
-    raise CrashlendError(
-        "the reservation is too small",
-        f"it has {reservation.size / MIB:.1f} MiB; the crash kernel needs "
-        f"{shortest / MIB:.1f} MiB in it ({initramfs_bytes / MIB:.1f} for its initramfs, "
-        f"{image.init_size / MIB:.1f} to start, {image.kernel_bytes / MIB:.1f} if it starts in "
-        "lent memory)",
-        hint=f"boot with crashkernel={align_up(shortest, MIB) // MIB}M or more"
-        + ("" if lent else ", or lend memory: --lend 1G"),
+    return CrashlendError(
+        "cannot load this kernel",
+        "the reservation lies above 4 GiB, where this image can't run",
+        hint="reserve memory without ,high, lend memory below 4 GiB (--placement lent), or use a "
+        "kernel with CONFIG_RELOCATABLE",
     )
-
-
-def _kernel_runs_where_it_is(
-    reservation: Range, image: BzImage, end: int
-) -> Optional[tuple[Segment, int, int, int]]:
-    """The kernel's segment below ``end``, with room to unpack; of it needed; where; its alignment.
-
-    None where the image can't run there. What alignment leaves above the room is the segment's,
-    too: the kernel's control pages must find one hole alone, at the bottom.
-    """
-    run_bytes = align_up(image.init_size, PAGE)
-    start = align_down(end - run_bytes, image.alignment)
-    if end > 4 * GIB and not image.above_4g:
-        return None
-    segment = Segment("kernel", start, image.kernel_bytes, end - start)
-    return segment, run_bytes, start, image.alignment
-
-
-def _kernel_is_copied(image: BzImage, end: int, landing: int) -> tuple[Segment, int, int, int]:
-    """The same for a kernel that is only stored below ``end`` and will run at ``landing``."""
-    stored = align_up(image.kernel_bytes, PAGE)
-    return Segment("kernel", end - stored, image.kernel_bytes, stored), stored, landing, PAGE
 
 
 def landing_zone(image: BzImage, memory_map: Sequence[MapEntry], lent: Ranges) -> Optional[int]:

@@ -98,10 +98,11 @@ def cost_rows(plan: Plan) -> list[tuple[str, str]]:
         )
     if plan.layout is not None:
         where = {
-            "reserved": "in the reservation, out of reach of late DMA",
-            "lent": f"in lent memory, at {plan.layout.kernel_runs_at:#x}: copied after the wait",
+            "reserved": "in the reservation",
+            "lent": f"in lent memory, at {plan.layout.kernel_runs_at:#x}, copied after the wait",
         }
-        rows.append(("the crash kernel runs", where[plan.layout.placement]))
+        reason = plan.layout.placement_reason
+        rows.append(("the crash kernel runs", f"{where[plan.layout.placement]}: {reason}"))
     rows.append(("loaded by", "kexec_file_load" if plan.syscall == "file" else "kexec_load"))
     rows.append(("waits for DMA", f"{plan.dma_wait_seconds:g} s: {plan.dma_wait_reason}"))
     return rows
