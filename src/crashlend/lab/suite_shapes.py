@@ -86,7 +86,11 @@ SHAPES = (
         lender="cma",
     ),
     _shape(
-        "two-cpus-7.3", "two CPUs, the second panics", "7.3", {"cpus": 2, "crash": "sysrq-cpu1"}
+        "two-cpus-7.3",
+        "two CPUs, the second panics",
+        "7.3",
+        {"cpus": 2, "crash": "sysrq-cpu1"},
+        lender="cma",
     ),
     _shape(
         "eight-cpus-6.1",
