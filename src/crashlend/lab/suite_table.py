@@ -50,9 +50,10 @@ SUITE = (
     Trial("movable-6.1", "the seed's line on a kernel without ,cma: 100M + 1G gives 1.1G", "6.1"),
     Trial(
         "small-6.1",
-        "a reservation too small for a crash kernel saves a dump with lent memory",
+        "a reservation too small for a crash kernel, and then shrunk to the payload, saves a dump "
+        "with lent memory",
         "6.1",
-        {"cmdline": "crashkernel=1G,cma crashkernel=80M", "poison": False},
+        {"cmdline": "crashkernel=1G,cma crashkernel=80M", "reserve": "exact", "poison": False},
     ),
     Trial(
         "control-6.1",
@@ -81,7 +82,12 @@ SUITE = (
         },
         lender="none",
     ),
-    Trial("movable-6.12", "Debian 13's kernel and Python 3.13", "6.12"),
+    Trial(
+        "movable-6.12",
+        "Debian 13's kernel and Python 3.13, under UEFI",
+        "6.12",
+        {"firmware": "uefi", "machine": "q35"},
+    ),
     Trial(
         "movable-5.10",
         "Debian 11's kernel and Python 3.9, which also builds the capture initramfs",
@@ -126,9 +132,9 @@ SUITE = (
     ),
     Trial(
         "four-cpus-6.1",
-        "four CPUs, the last one panics",
+        "four CPUs on two NUMA nodes, the last one panics",
         "6.1",
-        {"cpus": 4, "crash": "sysrq-cpu3"},
+        {"cpus": 4, "nodes": 2, "crash": "sysrq-cpu3"},
     ),
     Trial(
         "tiny-6.1",
@@ -153,6 +159,7 @@ SUITE = (
             "cmdline": "crashkernel=1G,cma crashkernel=16M",
             "placement": "lent",
             "disk": "ide",
+            "timeout_seconds": 600.0,
         },
         quick=False,
     ),
@@ -165,6 +172,7 @@ SUITE = (
             "cmdline": "crashkernel=1G,cma crashkernel=16M",
             "placement": "lent",
             "disk": "ide",
+            "timeout_seconds": 600.0,
         },
         quick=False,
     ),
