@@ -3,17 +3,24 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+import signal
+from typing import TYPE_CHECKING, Callable
 
 import pytest
 
 from build import MIB, PAGE
 from crashlend.config import Settings
-from crashlend.errors import CrashlendError
+from crashlend.errors import CrashlendError, Terminated
 from crashlend.proof import TRIES, hole_filler, may_ask
-from crashlend.system import loading
+from crashlend.system import kexec, loading
 from test_plan import layout_of, plan_of
 from test_shrink import START, ShrinkHost, assert_loaded, load, some
+
+if TYPE_CHECKING:
+    from crashlend.arch import Segment
 
 __all__ = ("some",)  # the fixture
 
@@ -119,3 +126,86 @@ def test_other_errors_are_no_judgement(some: ShrinkHost) -> None:
     with pytest.raises(CrashlendError, match="EBUSY"):
         load()
     assert some.events == ["load"]
+
+
+class Counting:
+    """kernel.kexec_load_limit_panic: every call counts down, at 0 the kernel says EPERM."""
+
+    def __init__(self, host: ShrinkHost, limit: int, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.host, self.limit = host, limit
+        self.show()
+        for name in ("load", "unload"):
+            monkeypatch.setattr(kexec, name, self.counted(getattr(kexec, name)))
+
+    def show(self) -> None:
+        self.host.memory.files["/proc/sys/kernel/kexec_load_limit_panic"] = b"%d\n" % self.limit
+
+    def counted(self, real: Callable[..., None]) -> Callable[..., None]:
+        def call(*args: object) -> None:
+            if self.limit == 0:
+                raise kexec._error(errno.EPERM)
+            self.limit -= 1
+            self.show()
+            real(*args)
+
+        return call
+
+
+@pytest.mark.parametrize("takes", [4, 5, 6])
+@pytest.mark.parametrize("margin", [0, None])
+@pytest.mark.parametrize("limit", range(1, 9))
+def test_no_limit_is_so_low_that_a_shrink_leaves_no_image(
+    limit: int, margin: int | None, takes: int, some: ShrinkHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the kernel takes, and whether the reservation shrinks or not."""
+    some.takes = takes
+    Counting(some, limit, monkeypatch)
+    load(Settings(lend=256 * MIB, shrink_margin=margin), shrink=True)
+    assert_loaded(some)
+
+
+def test_a_signal_waits_while_one_image_is_gone_and_the_next_not_there(
+    some: ShrinkHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SIGTERM right after the refusal that dropped the old image: the new one is loaded all the same."""
+    some.takes = 5
+    real = some.load_image
+
+    def struck(entry: int, segments: object) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        real(entry, segments)
+
+    monkeypatch.setattr(kexec, "load", struck)
+    with pytest.raises(Terminated):
+        load()
+    assert some.events == ["load", "load"]
+    assert_loaded(some)
+
+
+def test_a_filler_that_ram_has_become_too_small_for_is_left_out(
+    some: ShrinkHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """EINVAL after a balloon has grown: the image is loaded without it, and nothing is claimed."""
+    real = some.load_image
+
+    def refused(entry: int, segments: list[tuple[Segment, bytes]]) -> None:
+        if any(s.name == "hole" for s, _ in segments):
+            raise kexec._error(errno.EINVAL)
+        real(entry, segments)
+
+    monkeypatch.setattr(kexec, "load", refused)
+    assert load().proven is None
+    assert_loaded(some)
+
+
+def test_a_reservation_for_one_kind_of_kernel_is_loaded_without_its_record(
+    some: ShrinkHost,
+) -> None:
+    """After an exact shrink the state file is lost: what was learned is gone, kdump is not."""
+    settings = Settings(lend=256 * MIB, shrink_margin=0)
+    load(settings, shrink=True)
+    (some.root / "run/crashlend/state.json").unlink()
+    some.machine.zone.update(dict.fromkeys((38, 39), "Normal"))
+    some.loaded = False
+    assert load(settings).plan.layout is not None
+    assert_loaded(some)

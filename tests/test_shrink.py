@@ -163,13 +163,34 @@ def test_the_plan_afterwards_holds_on_the_shrunk_host(
 SIZE_FILE = "/sys/kernel/kexec_crash_size"
 
 
-@pytest.mark.parametrize("limit", [0, 2])
+@pytest.mark.parametrize("limit", [0, 4])
 def test_a_load_limit_that_would_leave_no_image_is_respected(limit: int) -> None:
-    """A shrink takes three of the loads that kexec_load_limit_panic counts; fewer are refused."""
+    """A shrink takes up to five of the loads that kexec_load_limit_panic counts; fewer are refused."""
     some = facts()
     with pytest.raises(CrashlendError, match="kexec_load_limit_panic"):
         plan_shrink(replace(some, kexec_load_limit_panic=limit), Settings(), PAYLOAD)
-    assert shrink_of(replace(some, kexec_load_limit_panic=3)).freed_bytes > 0
+    assert shrink_of(replace(some, kexec_load_limit_panic=5)).freed_bytes > 0
+
+
+def test_more_than_half_of_ram_goes_in_steps() -> None:
+    """The kernel would refuse the filler, after it had dropped the old image."""
+    some = replace(facts(), meminfo={"MemTotal": 400 * MIB})
+    with pytest.raises(CrashlendError, match="half of RAM") as caught:
+        plan_shrink(some, Settings(lend=0), PAYLOAD)
+    assert caught.value.hint.endswith("--shrink 128M")
+    assert plan_shrink(some, Settings(lend=0), PAYLOAD, 128 * MIB) is not None
+
+
+def test_what_is_given_back_may_be_one_program_header_more() -> None:
+    """A reservation at the end of RAM: its freed part is a PT_LOAD of its own, and may take a page."""
+    end = 0xBFFE0000
+    notes = 66  # so that the headers before fill their page, and those after do not fit
+    for cpus in range(notes, notes + 8):
+        some = facts(reservations=[(end - 256 * MIB, end)], cpus=cpus)
+        shrink = plan_shrink(some, Settings(lend=0, shrink_margin=0), PAYLOAD)
+        assert shrink is not None
+        assert shrink.plan.layout is not None
+        assert shrink.plan.layout.required_bytes == shrink.after_bytes
 
 
 def test_written_for_one_reservation_is_its_new_size() -> None:

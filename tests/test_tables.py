@@ -64,9 +64,9 @@ def test_a_kernel_that_rounds_outwards_needs_no_2_mib_entries() -> None:
 
 
 def test_efi_and_acpi_tables_are_mapped_too() -> None:
-    """Each in a GiB without RAM costs a page; in one that is touched already it costs none."""
+    """Each in a GiB without RAM costs a page, in one that is touched already none; so does pmem."""
     base = counted(ram(2), "")
-    for name in ("ACPI Tables", "ACPI Non-volatile Storage"):
+    for name in ("ACPI Tables", "ACPI Non-volatile Storage", "Persistent Memory", "Soft Reserved"):
         for at, more in ((3 * GIB, 1), (GIB, 0)):
             lines = (Resource(at, at + PAGE, name, 0),)
             host = replace(HOST, iomem=lines, cpu_flags=())

@@ -13,7 +13,7 @@ HEAD = """\
 How many pages of the reservation each kernel takes for itself, as planned and as found by asking the
 kernel: the image is loaded with ever less of the reservation left to it, until it refuses. `required`
 is then the smallest reservation that holds the image in this layout; one page less is refused. Written by
-`make exact` from its results.
+`make exact` from its results. LA57 is what the processor has; Debian 11 builds its 5.10 without it.
 
 | kernel | guest | processor | placement | planned | kernel took | required, bytes | equal |
 |---|---|---|---|---|---|---|---|

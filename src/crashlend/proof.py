@@ -7,9 +7,11 @@ which nothing is stored. Then the load itself shows that they suffice, and gives
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING, Callable, Optional
 
 from crashlend.arch import Segment, for_machine
+from crashlend.errors import CrashlendError
 
 if TYPE_CHECKING:
     from crashlend.arch import Layout
@@ -40,14 +42,17 @@ def hole_filler(
 def kernel_variants(facts: Facts, plan: Callable[[Facts], Optional[Plan]]) -> tuple[Facts, ...]:
     """The facts under each way in which this kernel may build its tables, the smallest first.
 
-    ``facts`` alone where a load has shown it since boot, where it makes no difference to ``plan``,
-    and where loads are counted (kernel.kexec_load_limit_panic) and there are few left.
+    ``facts`` alone where a load has shown it since boot, where it makes no difference to ``plan`` or
+    only one of them can be planned, and where loads are counted (kernel.kexec_load_limit_panic) and there are few left.
     """
     if not may_ask(facts.kexec_load_limit_panic):
         return (facts,)
-    variants = for_machine(facts.arch).kernel_variants(facts)
-    layouts = [p.layout for p in map(plan, variants) if p is not None and p.layout is not None]
-    return variants if len({layout.control_pages for layout in layouts}) > 1 else (facts,)
+    fitting: dict[int, Facts] = {}
+    for variant in for_machine(facts.arch).kernel_variants(facts):
+        with suppress(CrashlendError):
+            layout = getattr(plan(variant), "layout", None)
+            fitting.setdefault(layout.control_pages if layout else 0, variant)
+    return tuple(fitting.values()) if len(fitting) > 1 else (facts,)
 
 
 def may_ask(limit: Optional[int]) -> bool:

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Optional
 from crashlend.arch import for_machine
 from crashlend.errors import CrashlendError
 from crashlend.plan import make_plan
+from crashlend.proof import TRIES
 from crashlend.ranges import align_up
-from crashlend.sizes import MIB, mib
+from crashlend.sizes import MIB, format_size, mib
 
 if TYPE_CHECKING:
     from crashlend.config import Settings
@@ -23,8 +24,10 @@ if TYPE_CHECKING:
     from crashlend.ranges import Range
 
 PAGE = 4096
-# the rehearsal, the unload and the load count against kexec_load_limit_panic
-LOADS = 3
+# each try of the rehearsal, the unload and the load count against kexec_load_limit_panic
+LOADS = TRIES + 2
+# what more a smaller reservation may need: program headers for what it gave back
+SPARE_PAGES = 16
 CRASH_KERNEL = "Crash kernel"
 
 
@@ -52,7 +55,8 @@ def plan_shrink(
 ) -> Optional[Shrink]:
     """Plan the smallest reservation, with its margin; None when there is nothing to win.
 
-    ``to_bytes`` is the size to shrink to instead, if the crash kernel fits in it. The kernel runs in lent memory then, unless the settings say otherwise or nothing is lent.
+    ``to_bytes`` is the size to shrink to instead, if the crash kernel fits in it. The kernel runs in
+    lent memory then, unless the settings say otherwise or nothing is lent.
     CrashlendError when the plan can't be made, or when the kernel's file for the size can't be
     used safely.
     """
@@ -78,7 +82,7 @@ def plan_shrink(
     margin = settings.shrink_margin
     if margin is None:
         margin = max(4 * MIB, stored // 4)
-    required = plan.layout.required_bytes
+    required = _required(facts, before, margin, plan, settings, payload)
     if to_bytes is not None and to_bytes < required:
         raise CrashlendError(
             f"cannot shrink the reservation to {mib(to_bytes)}",
@@ -87,12 +91,32 @@ def plan_shrink(
     after = align_up(required + margin if to_bytes is None else to_bytes, PAGE)
     if after >= before.size:
         return None
+    kept = sum(s.memory_bytes for s in plan.layout.segments)
+    if before.size - after + kept > facts.meminfo.get("MemTotal", 0) // 2:
+        raise CrashlendError(
+            "cannot shrink the reservation",
+            f"the kernel rehearses no more than half of RAM, and {mib(before.size - after)} shall go",
+            hint=f"shrink in steps: first --shrink {format_size(align_up(before.size // 2, MIB))}",
+        )
     return Shrink(
         before,
         after,
         _written(facts, before, after),
         make_plan(_shrunk(facts, before, after), settings, payload, held_only=True),
     )
+
+
+def _required(
+    facts: Facts, before: Range, margin: int, plan: Plan, settings: Settings, payload: Payload
+) -> int:
+    """What is required once the rest is RAM again, which is one PT_LOAD more at times."""
+    required = plan.layout.required_bytes if plan.layout else 0
+    rough = align_up(required + margin, PAGE) + SPARE_PAGES * PAGE
+    if plan.layout is None or rough >= before.size:
+        return required
+    same = replace(settings, placement=plan.layout.placement)
+    after = make_plan(_shrunk(facts, before, rough), same, payload, held_only=True)
+    return after.layout.required_bytes if after.layout else required
 
 
 def _shrunk(facts: Facts, before: Range, after_bytes: int) -> Facts:

@@ -260,7 +260,8 @@ def _no_place(
         return CrashlendError(
             "the reservation is too small",
             f"it has {reservation.size / MIB:.1f} MiB; the crash kernel needs "
-            f"{shortest / MIB:.1f} MiB in it ({initramfs_bytes / MIB:.1f} for its initramfs, "
+            f"{shortest / MIB:.1f} MiB in it, {shortest - reservation.size} bytes more "
+            f"({initramfs_bytes / MIB:.1f} for its initramfs, "
             f"{image.init_size / MIB:.1f} to start, {image.kernel_bytes / MIB:.1f} if it starts in "
             "lent memory)",
             hint=f"boot with crashkernel={align_up(shortest, MIB) // MIB}M or more"

@@ -29,6 +29,7 @@ SLOT_BYTES = 512 * GIB  # what one page of third-level entries maps
 FIVE_LEVEL_SLOT_BYTES = 512 * SLOT_BYTES
 CONTROL_PAGES = 2
 VMCOREINFO_PAGES = 1
+DEVICE_MEMORY = ("Persistent Memory", "Soft Reserved")
 ISA = Range(0, MIB)  # init_mem_mapping() maps it first, whatever of it is RAM
 SYSTEM_TABLE_BYTES = 120  # efi_system_table_64_t, UEFI 2.10, 4.3
 CONFIGURATION_TABLE_BYTES = 24  # one efi_config_table_64_t: what else there is lies beside it
@@ -39,10 +40,12 @@ def control_pages(facts: Facts, ram: Ranges, segments: Iterable[Range]) -> int:
 
     Which of the touched GiB gets a single 1 GiB entry depends on the order, so the ranges are
     walked as the kernel does: RAM as mapped at boot or by hotplug, segments, EFI tables, ACPI.
+    Memory of devices (pmem, CXL) is mapped like RAM once a driver has it (memremap_pages()).
     """
+    mapped = Ranges((r.start, r.end) for r in facts.iomem if r.name in DEVICE_MEMORY)
     acpi = (r for r in facts.iomem if r.name in ("ACPI Tables", "ACPI Non-volatile Storage"))
     touched = [
-        *(ram | Ranges([ISA])),
+        *(ram | mapped | Ranges([ISA])),
         *segments,
         *_efi_tables(facts),
         *(Range(r.start, r.end) for r in acpi),

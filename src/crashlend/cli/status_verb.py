@@ -141,7 +141,8 @@ def find_problems(facts: Facts, state: dict[str, Any]) -> list[str]:
                 f"memory block {key} is movable, but no crash kernel of crashlend's uses it; "
                 "run crashlend load or unload"
             )
-    zone = Ranges(tuple(r) for r in loaded.get("zone", [])).align_outwards(size)
+    known = loaded.get("zone", []) if facts.block_bytes else []
+    zone = Ranges(tuple(r) for r in known).align_outwards(size)
     for index in (i for r in zone for i in range(r.start // size, r.end // size)):
         if index not in blocks or not blocks[index].is_movable:
             problems.append(

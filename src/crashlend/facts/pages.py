@@ -47,7 +47,6 @@ def page_census(
     blocks: tuple[MemoryBlock, ...],
     block_bytes: Optional[int],
     own_blocks: Sequence[int],
-    corrupted_bytes: int,
     *,
     census: bool,
 ) -> PageCensus:
@@ -65,7 +64,7 @@ def page_census(
     )
     if recorded.blocks or not census or not block_bytes:
         return recorded
-    looked = _look(reader, blocks, block_bytes, own_blocks, corrupted_bytes)
+    looked = _look(reader, blocks, block_bytes, own_blocks)
     if looked.clean_runs and not _marks_what_is_reserved(reader, iomem):
         reader.missing[PAGE_FLAGS] = UNMARKED
         return replace(looked, clean_runs=None)
@@ -77,7 +76,6 @@ def _look(
     blocks: tuple[MemoryBlock, ...],
     block_bytes: int,
     own_blocks: Sequence[int],
-    corrupted_bytes: int,
 ) -> PageCensus:
     length = block_bytes // PAGE * ENTRY_BYTES
     counted = []
@@ -91,7 +89,7 @@ def _look(
             counted.append(count_pages(block.index, flags))
             if block.is_movable and block.index not in own_blocks:
                 first_pfn = block.index * block_bytes // PAGE
-                clean += clean_runs(flags, first_pfn, huge=not corrupted_bytes)
+                clean += clean_runs(flags, first_pfn)
         except (OSError, CrashlendError) as error:
             reader.missing[PAGE_FLAGS] = str(error)
             whole = False

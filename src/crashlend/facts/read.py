@@ -68,7 +68,6 @@ def read_facts(files: HostFiles, *, census: bool = False) -> Facts:
         blocks,
         block_bytes,
         own.blocks,
-        meminfo.get("HardwareCorrupted", 0),
         census=census,
     )
     return Facts(

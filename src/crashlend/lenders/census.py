@@ -73,7 +73,9 @@ class Kind(NamedTuple):
 # docs/decisions/0008-clean-runs-of-a-movable-zone.md
 KINDS = (
     Kind("HWPOISON", "poisoned", False, "hardware error: mm/memory-failure.c"),
-    Kind("HUGE", "huge", True, "a user's hugetlb page, free or not: mm/hugetlb.c"),
+    # DPDK without an IOMMU (uio) has devices write there by physical address, pinned by nobody;
+    # and of a poisoned one only the head carries the flag (folio_set_hugetlb_hwpoison())
+    Kind("HUGE", "huge", False, "a user's hugetlb page, free or not: mm/hugetlb.c"),
     Kind("RESERVED", "unmovable", False, "early boot's own, and holes: mm/memblock.c"),
     Kind("SLAB", "unmovable", False, "kmalloc and caches: mm/slub.c"),
     Kind("PGTABLE", "unmovable", False, "page tables: include/linux/mm.h"),
@@ -134,20 +136,16 @@ def is_reserved(flags: bytes) -> bool:
     return len(flags) == ENTRY_BYTES and bool(_U64.unpack(flags)[0] & _BIT["RESERVED"])
 
 
-def clean_runs(flags: bytes, first_pfn: int, *, huge: bool = True) -> Ranges:
+def clean_runs(flags: bytes, first_pfn: int) -> Ranges:
     """The clean memory, in bytes, of the pages from ``first_pfn`` on: whole units without a bad page.
 
-    ``flags`` are their kpageflags entries (u64, native). ``huge``: whether hugetlb pages count as
-    clean. Of a poisoned one only the head may carry the flag (folio_set_hugetlb_hwpoison()), so
-    where there is poison at all they must not.
+    ``flags`` are their kpageflags entries (u64, native).
 
     A unit is looked at as one long integer: some hundred million pages per second.
     """
     if len(flags) % ENTRY_BYTES:
         raise FormatError("/proc/kpageflags", "cut inside an entry", offset=len(flags))
     bad = sum(_BIT[kind.flag] for kind in KINDS if not kind.clean)
-    if not huge:
-        bad |= _BIT["HUGE"]
     mask = int.from_bytes(_U64.pack(bad) * UNIT_PAGES, "little")
     size = UNIT_PAGES * ENTRY_BYTES
     skipped = -first_pfn % UNIT_PAGES

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Callable, Optional
 
 from crashlend.arch import for_machine
@@ -12,7 +13,7 @@ from crashlend.plan import Plan, make_plan
 from crashlend.proof import hole_filler, kernel_variants, may_ask
 from crashlend.system import kexec
 from crashlend.system.image import CrashImage, build_image, is_in_memory
-from crashlend.system.kexec import NoRoomError
+from crashlend.system.kexec import ImpossibleError, NoRoomError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -35,7 +36,10 @@ def check(facts: Facts, settings: Settings, payload: Payload, *, held_only: bool
             "/sys/kernel/kexec_crash_loaded does not exist",
             hint="a kernel with CONFIG_KEXEC and CONFIG_CRASH_DUMP is needed",
         )
-    plan = make_plan(facts, settings, payload, held_only=held_only)
+    try:
+        plan = make_plan(facts, settings, payload, held_only=held_only)
+    except CrashlendError:
+        plan = _plan_of_a_variant(facts, settings, payload, held_only)
     if plan.cmdline is None:
         raise CrashlendError(
             "cannot plan to the byte",
@@ -43,6 +47,17 @@ def check(facts: Facts, settings: Settings, payload: Payload, *, held_only: bool
             hint="/proc/iomem must show its addresses: CAP_SYS_ADMIN in the host's own namespaces",
         )
     return plan
+
+
+def _plan_of_a_variant(facts: Facts, settings: Settings, payload: Payload, held_only: bool) -> Plan:
+    """The plan in a reservation so small that it fits one way of the kernel's tables alone.
+
+    An exact shrink leaves such a one; whoever removes the state file takes away what was learned.
+    """
+    for variant in for_machine(facts.arch).kernel_variants(facts):
+        with suppress(CrashlendError):
+            return make_plan(variant, settings, payload, held_only=held_only)
+    return make_plan(facts, settings, payload, held_only=held_only)
 
 
 def is_loaded(state: State, crash_image: CrashImage) -> bool:
@@ -81,7 +96,9 @@ def load_image(
         except NoRoomError:
             proven = False
             continue
-        learn(state, variants, variant)
+        except ImpossibleError:
+            break  # RAM has shrunk meanwhile (a balloon): over half of it is not to be filled
+        learn(state, variant)
         return exact, True
     _hand_over(plan, build_image(plan, facts, files), files, state)
     if proven is False:
@@ -101,9 +118,9 @@ def _hole_filler(plan: Plan, facts: Facts) -> Optional[list[Segment]]:
     return hole_filler(plan.layout, reservation.start, facts.meminfo.get("MemTotal", 0))
 
 
-def learn(state: State, variants: Sequence[Facts], variant: Facts) -> None:
-    """Remember which of the ``variants`` the kernel has just shown to be so."""
-    if len(variants) > 1 and variant.rounds_gib_outwards is not None:
+def learn(state: State, variant: Facts) -> None:
+    """Remember what the kernel has just shown to be so, by taking just what ``variant`` requires."""
+    if variant.rounds_gib_outwards is not None:
         state.learn("rounds_gib_outwards", variant.rounds_gib_outwards)
 
 

@@ -27,6 +27,10 @@ class NoRoomError(CrashlendError):
     """ENOMEM: the kernel finds no room in the reservation for its own control pages."""
 
 
+class ImpossibleError(CrashlendError):
+    """EINVAL: the kernel finds the segments impossible (more than half of RAM, for one)."""
+
+
 class _Segment(ctypes.Structure):
     _fields_ = (
         ("buf", ctypes.c_void_p),
@@ -106,6 +110,10 @@ def _error(code: int) -> CrashlendError:
             "no room for the kernel's control pages in the reservation",
             hint="reserve a little more memory",
         )
+    if code == errno.EINVAL:
+        return ImpossibleError(
+            what, "it finds the segments impossible", hint="please report this as a bug"
+        )
     why, hint = {
         errno.EADDRNOTAVAIL: (
             "a segment lies outside the reservation",
@@ -116,7 +124,6 @@ def _error(code: int) -> CrashlendError:
             "this kernel has no such system call",
             "a kernel with CONFIG_KEXEC (or CONFIG_KEXEC_FILE) is needed",
         ),
-        errno.EINVAL: ("it finds the segments impossible", "please report this as a bug"),
         errno.ENOEXEC: ("it does not take this image format", "give it a bzImage"),
         errno.EKEYREJECTED: (
             "the image's signature is not trusted",

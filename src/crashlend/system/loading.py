@@ -105,18 +105,17 @@ def load(
                     f"{mib(plan.lent.size)} of the {mib(settings.lend_min)} that lend_min demands",
                     hint="lower lend_min, or see `crashlend plan` for what is in the way",
                 )
-            shrunk = (
-                shrinking.shrink(facts, settings, files, state, shrink_to, say=say)
-                if shrink
-                else None
-            )
-            if shrunk is not None:
-                facts = read_facts(TreeFiles(Path("/")), census=pages)
-                plan = check(facts, settings, files.payload, held_only=True)
-            already = not again and is_loaded(state, build_image(plan, facts, files))
-            proven = None
-            if not already:
-                plan, proven = load_image(facts, settings, files, state, say=say)
+            shrunk, already, proven = None, False, None
+            # from the first try that may drop the old image until the new one is there
+            with signals_held():
+                if shrink:
+                    shrunk = shrinking.shrink(facts, settings, files, state, shrink_to, say=say)
+                    # also where it came to nothing: it may have spent loads and learned something
+                    facts = read_facts(TreeFiles(Path("/")), census=pages)
+                    plan = check(facts, settings, files.payload, held_only=True)
+                already = not again and is_loaded(state, build_image(plan, facts, files))
+                if not already:
+                    plan, proven = load_image(facts, settings, files, state, say=say)
         except BaseException:
             # what was lent just now goes back, unless an image that uses it may be loaded;
             # blocks of earlier runs are left alone
@@ -124,6 +123,8 @@ def load(
                 lending.recover(_blocks(facts), state, say=say)
                 new = sorted(set(state.blocks) - before)
                 _give_back(facts, new, settings, state, say)
+            if shrink and not kexec.crash_loaded():
+                say("there is no crash kernel loaded now")
             raise
         _give_back(facts, plan.offer.surplus, settings, state, say)
         freed = shrunk.freed_bytes if shrunk else 0
@@ -175,6 +176,28 @@ def finish_interrupted(*, say: Say) -> tuple[int, ...]:
 
 def _interrupted(state: State) -> list[int]:
     return sorted(i for i, block in state.blocks.items() if block["step"] in UNDER_WAY)
+
+
+@contextmanager
+def signals_held() -> Iterator[None]:
+    """Let signals to end wait: none strikes while one image is gone and the next not yet there."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    waiting: list[int] = []
+
+    def hold(number: int, _frame: object) -> None:
+        waiting.append(number)
+
+    held = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    previous = {each: signal.signal(each, hold) for each in held}
+    try:
+        yield
+    finally:
+        for each, handler in previous.items():
+            signal.signal(each, handler)
+        if waiting:
+            signal.raise_signal(waiting[0])
 
 
 @contextmanager

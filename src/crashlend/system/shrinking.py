@@ -103,7 +103,7 @@ def _rehearse(
             prove(smaller, image, ram_bytes, exactly=True)
         except NoRoomError:
             continue
-        learn(state, variants, variant)
+        learn(state, variant)
         return smaller
     # there may still be room in the margin
     prove(planned, build_image(planned.plan, facts, files), ram_bytes, exactly=False)
