@@ -8,7 +8,7 @@ PYTEST := $(BIN)/pytest -q
 RESULTS := build/trials
 JOBS ?= 2
 
-.PHONY: help demo test unit trials check trial exact bare purgatory docs clean
+.PHONY: help demo test unit trials check trial exact bench bare purgatory docs clean
 
 help: ## this list
 	@awk -F':.*## ' '/^[a-z]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' Makefile
@@ -33,6 +33,10 @@ trial: .venv/.dev ## every trial of the suite; results stay in build/trials
 exact: .venv/.dev ## ask 64 guests for the smallest reservation they take; writes docs/exact-size.md
 	CRASHLEND_TRIALS=all $(PYTEST) -m trial -k exact -n $(JOBS) --maxschedchunk=1 tests/test_trials.py; \
 	  $(BIN)/python tools/exact_table.py $(RESULTS) > docs/exact-size.md
+
+bench: .venv/.lab ## what kexec-tools and crashlend need, measured (an hour); writes docs/benchmarks.md
+	$(BIN)/crashlend lab bench --jobs $(JOBS) -o docs/benchmarks.md --data docs/results/bench.json \
+	  --quote docs/what-it-costs.md
 
 check: .venv/.dev ## linters and types
 	$(BIN)/ruff check .

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Crash real kernels in QEMU: demo, trial, kernels."""
+"""Crash real kernels in QEMU: demo, trial, bench, kernels."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from crashlend.cli import bench
 from crashlend.cli.main import size_argument
 from crashlend.cli.output import print_json, progress
 from crashlend.config import table
@@ -28,6 +29,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
     trial = subs.add_parser("trial", help="one crash, from boot to verified vmcore")
     _add_trial_flags(trial)
+
+    benched = subs.add_parser("bench", help="what kexec-tools and crashlend need, side by side")
+    bench.add_arguments(benched)
 
     kernels = subs.add_parser("kernels", help="which kernels there are; fetch one")
     kernels.add_argument("--json", action="store_true", help="print JSON (schema 1)")
@@ -157,6 +161,8 @@ def run(args: argparse.Namespace) -> int:
         from crashlend.cli.demo import run_demo
 
         return run_demo(args)
+    if args.what == "bench":
+        return bench.run_bench(args)
     from crashlend.cli.trials import announce, show_outcome
     from crashlend.lab.trial import run_trial
 

@@ -14,6 +14,7 @@ from crashlend.crashkernel.grammar import lent_request
 from crashlend.lab.kills import check_kills
 from crashlend.lab.shape import check_shape
 from crashlend.lab.spec import Check
+from crashlend.lab.watch import crash_kernel_lines, last_panic
 from crashlend.ranges import Ranges
 from crashlend.sizes import mib, parse_size
 
@@ -39,12 +40,13 @@ SWIOTLB_BYTES = 64 * MIB
 # an exact reservation: the payload, and what the kernel and the entry need besides
 EXACT_FACTOR, EXACT_BYTES = 1.02, 7 * MIB // 10
 LENDERS = {"cma", "movable-zone", "movable"}
-PANIC = "Kernel panic - not syncing"
 OUT_OF_MEMORY = ("System is deadlocked on memory", "Out of memory")
 
 
 def run_checks(spec: Spec, report: Report, plan: dict[str, Any], saved: Saved) -> list[Check]:
     """All checks that apply, in the order in which things happened."""
+    if spec.loader != "crashlend":
+        return [_commands(report), _came_up(report), _dump_saved(saved, report), _dump_opens(saved)]
     if spec.crash == "none":
         return [
             _commands(report),
@@ -69,18 +71,14 @@ def _checks(spec: Spec, report: Report, plan: dict[str, Any], saved: Saved) -> I
     yield from _shrunk(spec, report, plan)
     yield from _waited(report, plan)
     yield from _on_cpu(spec, saved)
-    yield Check(
-        "crash kernel came up",
-        bool(report.find("crash_kernel")),
-        f"{report.between('crashing', 'crash_kernel')} s after the panic"
-        if report.find("crash_kernel")
-        else "its init never ran" + (" (deadline)" if report.timed_out else ""),
-    )
+    yield _came_up(report)
     yield from _ram_as_planned(plan, report, saved)
     yield _dump_saved(saved, report)
     yield _dump_opens(saved)
     if spec.allow_missing_user_data:
         yield _user_data_missing(spec, lent, saved)
+    if not spec.scan:
+        return
     scanned = report.find("scanned")
     loads = [h for h in scanned.get("pt_loads", []) if h[2] < KERNEL_TEXT]
     core = Ranges((start, end) for start, end, _ in loads)
@@ -97,20 +95,33 @@ def _checks(spec: Spec, report: Report, plan: dict[str, Any], saved: Saved) -> I
         yield from _poison(report, lent, scanned)
 
 
+def _came_up(report: Report) -> Check:
+    up = report.find("crash_kernel")
+    return Check(
+        "crash kernel came up",
+        bool(up),
+        f"{report.between('crashing', 'crash_kernel')} s after the panic"
+        if up
+        else "its init never ran" + (" (deadline)" if report.timed_out else ""),
+    )
+
+
 def _commands(report: Report) -> Check:
     commands = [e for e in report.events if e.get("event") == "command"]
     prepared = report.find("prepared")
     if prepared.get("exit"):
         return Check("crashlend did as asked", False, f"not prepared: {prepared['output'][-300:]}")
+    programs = {c.get("program", "crashlend") for c in commands} - {"agent"}
+    name = f"{' and '.join(sorted(programs)) or 'crashlend'} did as asked"
     bad = [c for c in commands if c["exit"] != c["expected"]]
     if bad:
         words = bad[0]["stderr"].strip()[-300:]
         detail = f"exit {bad[0]['exit']}, not {bad[0]['expected']}: {words}"
-        return Check("crashlend did as asked", False, detail)
+        return Check(name, False, detail)
     if not commands:
-        return Check("crashlend did as asked", False, "the guest never got that far")
+        return Check(name, False, "the guest never got that far")
     return Check(
-        "crashlend did as asked",
+        name,
         True,
         ", ".join(
             f"{c['argv'][0]} in {c['seconds']} s"
@@ -455,8 +466,6 @@ def death_by_memory(console: str) -> str:
     may never have been started. The console holds both kernels one after the other, so what
     counts stands after production's own panic.
     """
-    _, crashed, after = console.partition(f"{PANIC}: sysrq triggered crash")
-    lines = [re.sub(r"^\[ *[0-9.]+\] ", "", line).strip() for line in after.splitlines()]
-    panics = [line for line in lines if line.startswith(PANIC)]  # not "---[ end Kernel panic"
+    lines = crash_kernel_lines(console + "\n") or []
     memory = any(words in line for line in lines for words in OUT_OF_MEMORY)
-    return panics[-1] if crashed and panics and memory else ""
+    return last_panic(lines) if memory else ""

@@ -50,6 +50,7 @@ USERLAND = (
     "busybox-static",
     "makedumpfile",
     "kmod",
+    "kexec-tools",  # for the bench and for comparison; nothing starts it: /lab/init is process 1
     "e2fsprogs",
     "xz-utils",
     "zstd",

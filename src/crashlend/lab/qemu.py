@@ -132,6 +132,7 @@ class Report:
     events: list[dict[str, Any]] = field(default_factory=list)
     seconds: float = 0.0
     timed_out: bool = False
+    lost: str = ""  # why the machine was ended early
 
     def find(self, name: str) -> dict[str, Any]:
         """The first event of that name; empty when there was none."""
@@ -149,9 +150,12 @@ def run_machine(
     *,
     timeout_seconds: float,
     on_event: Callable[[dict[str, Any]], None] = lambda event: None,
+    is_lost: Callable[[], str] = lambda: "",
 ) -> Report:
     """Run the machine until it powers off or resets, or until the deadline.
 
+    ``is_lost`` is asked about once a second; as soon as it says why nothing more can come, the
+    machine is ended and the report has the reason.
     LostVmError when QEMU itself fails. QEMU dies with this process, however that dies.
     """
     report = Report()
@@ -174,10 +178,12 @@ def run_machine(
             connection = _accept(listener, process, directory)
             with connection:
                 deadline = begin + timeout_seconds
-                report.timed_out = not _read_events(connection, report, begin, deadline, on_event)
+                report.timed_out = not _read_events(
+                    connection, report, begin, deadline, on_event, is_lost
+                )
         finally:
             report.seconds = round(time.monotonic() - begin, 3)
-            ended = _end(process, grace_seconds=0 if report.timed_out else 10)
+            ended = _end(process, grace_seconds=0 if report.timed_out or report.lost else 10)
     if not ended and process.returncode != 0:
         raise _lost(directory, f"QEMU ended with {process.returncode}")
     return report
@@ -202,6 +208,7 @@ def _read_events(
     begin: float,
     deadline: float,
     on_event: Callable[[dict[str, Any]], None],
+    is_lost: Callable[[], str],
 ) -> bool:
     """Collect events until QEMU closes the port (True) or the deadline passes (False)."""
     buffer = b""
@@ -212,6 +219,9 @@ def _read_events(
             if left <= 0:
                 return False
             if not selector.select(min(left, 1.0)):
+                report.lost = is_lost()
+                if report.lost:
+                    return True
                 continue
             data = connection.recv(65536)
             if not data:

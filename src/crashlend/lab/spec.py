@@ -20,10 +20,14 @@ LOST, REFUSED = "lost", "refused"
 
 @dataclass(frozen=True)
 class Command:
-    """One crashlend command in the guest and the exit code that it must have."""
+    """One command in the guest and the exit code that it must have.
+
+    ``program`` is crashlend, kexec (of kexec-tools), or agent: what the lab's own agent does there.
+    """
 
     words: tuple[str, ...]
     exit: int = 0
+    program: str = "crashlend"
 
 
 @dataclass(frozen=True)
@@ -41,7 +45,10 @@ class Spec:
     guest's kernel must choose by itself (None: any). ``disk``: the bus of the disk that the dump
     goes to, virtio or ide (which addresses 32 bits).
     ``kill``: before all that, the guest kills crashlend at each of its steps, in these scenarios of
-    guestfiles/kill.py.
+    guestfiles/kill.py. ``loader`` is crashlend, or what kexec-tools has: kexec-c (kexec_load), kexec-s
+    (kexec_file_load). ``scan``: the crash kernel looks at /proc/vmcore after the dump, with Python,
+    for which a small one has no memory. ``impatient``: end the machine as soon as its crash
+    kernel is known to be lost (see watch.py).
     """
 
     kernel: Kernel
@@ -71,6 +78,9 @@ class Spec:
     poison: bool = True
     build_in_guest: bool = False
     probe: bool = False
+    loader: str = "crashlend"
+    scan: bool = True
+    impatient: bool = False
     commands: tuple[Command, ...] = ()
     kill: tuple[str, ...] = ()
 

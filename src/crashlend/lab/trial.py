@@ -13,6 +13,7 @@ import py_compile
 import shutil
 import subprocess
 import tempfile
+import time
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from importlib.resources import as_file, files
@@ -23,10 +24,12 @@ from crashlend.errors import CrashlendError
 from crashlend.lab.captures import build_capture, lay_out_hooks
 from crashlend.lab.checks import death_by_memory, run_checks
 from crashlend.lab.guest import build_boot_initramfs, build_root, pack_ext4
+from crashlend.lab.loaders import INITRAMFS, kexec_initramfs, load_command
 from crashlend.lab.packages import find_tool, silent
 from crashlend.lab.qemu import Disk, Machine, Report, choose_accel, run_machine
 from crashlend.lab.shape import shape
-from crashlend.lab.spec import Check, Command, Saved, Spec
+from crashlend.lab.spec import Check, Saved, Spec
+from crashlend.lab.watch import Watch
 from crashlend.sizes import format_size
 
 if TYPE_CHECKING:
@@ -185,8 +188,13 @@ def run_trial(
             machine=spec.machine,
             nodes=spec.nodes,
         )
+        watch = Watch(directory / "console.log", time.monotonic)
         report = run_machine(
-            machine, directory, timeout_seconds=spec.timeout_seconds, on_event=on_event
+            machine,
+            directory,
+            timeout_seconds=spec.timeout_seconds,
+            on_event=on_event,
+            **({"is_lost": watch.is_lost} if spec.impatient else {}),
         )
         saved = read_saved(disk, directory)
         plan = load_answer(report).get("plan", {})
@@ -256,10 +264,16 @@ def make_lab_disk(spec: Spec, directory: Path, say: Say) -> Path:
         )
         with as_file(files("crashlend.lab").joinpath("guestfiles")) as guestfiles:
             for file in GUEST_PROGRAMS:
+                if file == "scan.py" and not spec.scan:
+                    continue
                 shutil.copy(guestfiles / file, tree / file)
         hooks = lay_out_hooks(tree)
+        commands = spec.commands or (load_command(spec, spec.loader, production_words(spec)),)
         if not spec.build_in_guest:
             shutil.copy(build_capture(spec.kernel, hooks, say, disk=spec.disk), tree / "initramfs")
+            if any(command.program == "kexec" for command in commands):
+                capture = (tree / "initramfs").read_bytes()
+                (tree / INITRAMFS).write_bytes(kexec_initramfs(capture, spec.dump_level))
         (tree / "init").chmod(0o755)
         (tree / "crash").mkdir()
         (tree / "job.json").write_text(
@@ -267,8 +281,14 @@ def make_lab_disk(spec: Spec, directory: Path, say: Say) -> Path:
                 {
                     "prepare": spec.prepare,
                     "commands": [
-                        {"argv": complete_words(spec, command.words), "exit": command.exit}
-                        for command in spec.commands or (Command(("load",)),)
+                        {
+                            "program": command.program,
+                            "argv": complete_words(spec, command.words)
+                            if command.program == "crashlend"
+                            else command.words,
+                            "exit": command.exit,
+                        }
+                        for command in commands
                     ],
                     "probe": spec.probe,
                     "crash": spec.crash,

@@ -13,6 +13,7 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 import time
 from array import array
 from pathlib import Path
@@ -80,27 +81,44 @@ def shape() -> dict[str, object]:
     }
 
 
-def run_crashlend(words: list[str]) -> dict[str, object]:
-    """Run crashlend as a user would, with JSON as the answer."""
+def run_command(program: str, words: list[str]) -> dict[str, object]:
+    """Run crashlend or kexec as a user would; the answer is JSON or text.
+
+    ``said`` are the lines of stderr, each with its time in seconds from the start.
+    """
+    command = [sys.executable, "-m", "crashlend"] if program == "crashlend" else [program]
+    before = meminfo()["MemAvailable"]
+    said = []
     began = time.monotonic()
-    done = subprocess.run(
-        [sys.executable, "-m", "crashlend", *words], capture_output=True, text=True, check=False
-    )
-    sys.stderr.write(done.stderr)
+    with tempfile.TemporaryFile("w+") as out:
+        with subprocess.Popen(
+            [*command, *words], stdout=out, stderr=subprocess.PIPE, text=True
+        ) as process:
+            for line in process.stderr or ():
+                said.append((round(time.monotonic() - began, 3), line.rstrip("\n")))
+        seconds = round(time.monotonic() - began, 3)
+        out.seek(0)
+        printed = out.read()
+    stderr = "".join(f"{line}\n" for _, line in said)
+    sys.stderr.write(stderr)
     answer: object = None
-    if done.stdout:
+    if printed:
         try:
-            answer = json.loads(done.stdout)
+            answer = json.loads(printed)
         except ValueError:
-            answer = done.stdout[-2000:]
+            answer = printed[-2000:]
     return {
+        "program": program,
         "argv": words,
-        "exit": done.returncode,
-        "stderr": done.stderr[-2000:],
+        "exit": process.returncode,
+        "stderr": stderr[-2000:],
+        "said": said[-100:],
         "answer": answer,
-        "seconds": round(time.monotonic() - began, 3),
+        "seconds": seconds,
         "blocks": block_states(),
         "mem_total": meminfo()["MemTotal"],
+        "available": [before, meminfo()["MemAvailable"]],
+        "crash_loaded": Path("/sys/kernel/kexec_crash_loaded").read_text().strip() == "1",
     }
 
 
@@ -112,6 +130,31 @@ def prepare(command: str) -> bool:
     words = done.stdout.decode("ascii", "replace")[-20000:]
     report("prepared", exit=done.returncode, output=words, mem_total=meminfo()["MemTotal"])
     return done.returncode == 0
+
+
+class Filler:
+    """Memory that production is made to use: a file in the page cache, then anonymous memory."""
+
+    def __init__(self) -> None:
+        self.areas: list[mmap.mmap] = []
+
+    def fill(self, share: float, cache_bytes: int) -> dict[str, object]:
+        """Leave no more than 1 - ``share`` of MemTotal free, ``cache_bytes`` of the rest a file's."""
+        piece = os.urandom(1 << 20)
+        with open("/lab/filler", "wb") as file:
+            for _ in range(cache_bytes >> 20):
+                file.write(piece)
+            file.flush()
+            os.fsync(file.fileno())
+        memory = meminfo()
+        while memory["MemFree"] - CHUNK > (1 - share) * memory["MemTotal"]:
+            # private: a shared mapping would be tmpfs, and count as page cache
+            area = mmap.mmap(-1, CHUNK, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+            ctypes.memset(ctypes.addressof(ctypes.c_char.from_buffer(area)), 1, CHUNK)
+            self.areas.append(area)
+            memory = meminfo()
+        names = ("MemTotal", "MemFree", "MemAvailable", "AnonPages", "Cached")
+        return {name: memory[name] for name in names}
 
 
 class Chunk:
@@ -225,9 +268,14 @@ def main() -> None:
             report("failed", stage="kill")
             return
     lent: list[list[int]] = []
+    filler = Filler()
     for command in job["commands"]:
         words = command["argv"]
-        result = run_crashlend(words)
+        if command["program"] == "agent":
+            what, share, cache_bytes = words
+            report(what, **filler.fill(float(share), int(cache_bytes)))
+            continue
+        result = run_command(command["program"], words)
         report("command", expected=command["exit"], **result)
         if result["exit"] != command["exit"]:
             report("failed", stage=words[0])
