@@ -58,7 +58,10 @@ def run_named(
     if results is not None:
         results.mkdir(parents=True, exist_ok=True)
         body = {"schema": 1, "name": name, "proves": trial.proves, "passed": verdict.passed}
-        text = json.dumps({**body, "why": why, "trial": verdict.result}, indent=1)
+        # a result is kept and cited; where its files lay is nobody's business elsewhere
+        trial_json = {**verdict.result, "kept": None}
+        trial_json["vmcore"] = {**trial_json["vmcore"], "path": None}
+        text = json.dumps({**body, "why": why, "trial": trial_json}, indent=1)
         (results / f"{name}.json").write_text(text + "\n")
     return verdict
 
