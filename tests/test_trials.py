@@ -16,7 +16,7 @@ CHOSEN = [t.name for t in SUITE if t.quick or os.environ.get("CRASHLEND_TRIALS")
 
 
 @pytest.mark.trial
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("name", CHOSEN)
 def test_trial(name: str) -> None:
     """The trial comes out as the suite says; its result is kept as a file."""

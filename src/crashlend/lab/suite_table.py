@@ -40,7 +40,7 @@ KILL = {
     "cmdline": "nokaslr crashkernel=160M",
     "lend_bytes": 256 * MIB,
     "lender": "movable",
-    "timeout_seconds": 850.0,
+    "timeout_seconds": 1500.0,
 }
 KILL_LENDING = {**KILL, "kill": ("load", "load more", "status", "inside load")}
 KILL_RETURNING = {**KILL, "kill": ("unload", "load less", "reload", "shrink", "inside unload")}
