@@ -272,6 +272,17 @@ def test_a_scenario_that_proves_nothing_or_went_wrong_fails(bad: dict[str, Any])
     assert [c.ok for c in checks(**bad)] == [False]
 
 
+@pytest.mark.parametrize("file", ["kexec_crash_size", "kexec/crash_size"])
+def test_a_shrink_counts_under_either_name_and_only_when_written(file: str) -> None:
+    """The link's target on 7.3, the file itself on 6.1; opening it shrinks nothing."""
+    points = ["write offline to /sys", "replace /run/crashlend/x", "kexec 246: unload"]
+    for last, good in ((f"write 9 to /sys/kernel/{file}", True), (f"open /sys/{file}", False)):
+        event = {"event": "killed", "scenario": "shrink", "points": [*points, last]}
+        event.update(failures=[], missed=[])
+        spec = Spec(kernel=KERNEL, kill=("shrink",))
+        assert [c.ok for c in check_kills(spec, Report([event], 1.0, False))] == [good]
+
+
 def test_every_scenario_is_in_a_trial() -> None:
     """What the guest can do is done, and what a trial names exists."""
     named = {name for trial in SUITE for name in trial.spec.get("kill", ())}

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 # What guestfiles/kill.py must have killed crashlend after, by scenario.
 OFFLINE, MOVABLE = "write offline to /sys", "write online_movable to /sys"
 ONLINE, RECORD = "write online_kernel to /sys", "replace /run/crashlend/"
-# the latter is /sys/kernel/kexec_crash_size, since Linux 6.19 a link to kexec/crash_size
-KEXEC, SHRINK = "kexec ", "crash_size"
+# kexec_crash_size is a link to kexec/crash_size where the kernel has that directory (7.3)
+KEXEC, SHRINK = "kexec ", " to /sys/kernel/kexec"
 KILLED_AFTER = {
     "load": (OFFLINE, MOVABLE, RECORD, KEXEC),
     "load more": (OFFLINE, MOVABLE, RECORD, KEXEC),
