@@ -43,7 +43,7 @@ if [ "$what" = dev ]; then
   .venv/bin/pip install -q --disable-pip-version-check -e '.[dev]'
   touch .venv/.dev
 else
-  echo "installing into .venv: crashlend"
-  .venv/bin/pip install -q --disable-pip-version-check -e .
+  echo "installing into .venv: crashlend and what its lab needs (pyproject.toml, extra lab)"
+  .venv/bin/pip install -q --disable-pip-version-check -e '.[lab]'
 fi
 touch .venv/.lab

@@ -23,10 +23,13 @@ from typing import TYPE_CHECKING, Any, Callable
 
 from crashlend.errors import CrashlendError
 from crashlend.lab.firmware import flash_words
+from crashlend.lab.host import SOCKET, Host
 from crashlend.sizes import KIB
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
+
+    from crashlend.lab.host import Action
 
 QEMU = "qemu-system-x86_64"
 PR_SET_PDEATHSIG = 1
@@ -36,6 +39,7 @@ PAGE = 4096
 CPU_MODEL = "max,-erms,-fsrm"
 # A guest that prints nothing is a hung accelerator, not a slow one.
 KVM_PROBE_SECONDS = 5
+SPARE_SLOTS = 4
 
 
 class LostVmError(CrashlendError):
@@ -55,7 +59,8 @@ class Disk:
 class Machine:
     """A virtual machine. Sizes in bytes; ``words`` is the kernel's command line.
 
-    ``nodes``: NUMA nodes, which share memory and CPUs evenly.
+    ``nodes``: NUMA nodes, which share memory and CPUs evenly. ``spare_bytes`` and ``spare_cpus`` are
+    what may be plugged in while it runs.
     """
 
     kernel: Path
@@ -70,17 +75,21 @@ class Machine:
     firmware: str = "bios"
     machine: str = "pc"
     nodes: int = 1
-    extra: tuple[str, ...] = ()  # more words for QEMU, such as how far its nodes are apart
+    extra: tuple[str, ...] = ()  # more words for QEMU: devices, how far its nodes are apart
+    spare_bytes: int = 0
+    spare_cpus: int = 0
 
     def argv(self, directory: Path) -> list[str]:
         """QEMU's words; sockets and logs go into ``directory``."""
         memory = f"{self.memory_bytes // KIB}K"
-        if self.dimms:
-            most = (self.memory_bytes + sum(self.dimms)) >> 20
-            memory += f",slots={len(self.dimms)},maxmem={most + 1024}M"
+        if self.dimms or self.spare_bytes:
+            most = (self.memory_bytes + sum(self.dimms) + self.spare_bytes) >> 20
+            slots = len(self.dimms) + (SPARE_SLOTS if self.spare_bytes else 0)
+            memory += f",slots={slots},maxmem={most + 1024}M"
+        processors = f"{self.cpus},maxcpus={self.cpus + self.spare_cpus}"
         argv = [
             find_qemu(),
-            *("-accel", self.accel, "-cpu", self.cpu_model, "-smp", str(self.cpus)),
+            *("-accel", self.accel, "-cpu", self.cpu_model, "-smp", processors),
             *self.machine_words(),
             *("-m", memory),
             *("-display", "none", "-vga", "none", "-nodefaults", "-no-user-config", "-no-reboot"),
@@ -89,6 +98,7 @@ class Machine:
             *("-serial", "chardev:console"),
             *("-chardev", f"socket,id=report,path={directory}/report.sock"),
             *("-serial", "chardev:report"),
+            *("-qmp", f"unix:{directory}/{SOCKET},server=on,wait=off"),
             *("-rtc", "base=utc"),
             *(flash_words(directory) if self.firmware == "uefi" else ()),
             *self.extra,
@@ -151,16 +161,19 @@ def run_machine(
     timeout_seconds: float,
     on_event: Callable[[dict[str, Any]], None] = lambda event: None,
     is_lost: Callable[[], str] = lambda: "",
+    actions: Mapping[str, Action] | None = None,
 ) -> Report:
     """Run the machine until it powers off or resets, or until the deadline.
 
     ``is_lost`` is asked about once a second; as soon as it says why nothing more can come, the
-    machine is ended and the report has the reason.
+    machine is ended and the report has the reason. ``actions``: what the guest may ask of the host,
+    beside QMP (host.py).
     LostVmError when QEMU itself fails. QEMU dies with this process, however that dies.
     """
     report = Report()
     path = directory / "report.sock"
     path.unlink(missing_ok=True)  # of an earlier run in the same directory
+    host = Host(directory, actions)
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(os.path.relpath(path) if len(str(path)) > 100 else str(path))
         listener.listen(1)
@@ -179,9 +192,10 @@ def run_machine(
             with connection:
                 deadline = begin + timeout_seconds
                 report.timed_out = not _read_events(
-                    connection, report, begin, deadline, on_event, is_lost
+                    connection, report, begin, deadline, on_event, is_lost, host
                 )
         finally:
+            host.close()
             report.seconds = round(time.monotonic() - begin, 3)
             ended = _end(process, grace_seconds=0 if report.timed_out or report.lost else 10)
     if not ended and process.returncode != 0:
@@ -209,6 +223,7 @@ def _read_events(
     deadline: float,
     on_event: Callable[[dict[str, Any]], None],
     is_lost: Callable[[], str],
+    host: Host,
 ) -> bool:
     """Collect events until QEMU closes the port (True) or the deadline passes (False)."""
     buffer = b""
@@ -235,6 +250,9 @@ def _read_events(
                 if isinstance(event, dict):
                     event["at"] = round(time.monotonic() - begin, 3)
                     report.events.append(event)
+                    if event.get("event") == "host":
+                        event["answer"] = host.answer(event.get("ask"))
+                        connection.sendall(json.dumps(event["answer"]).encode() + b"\n")
                     on_event(event)
 
 

@@ -22,7 +22,8 @@ LOST, REFUSED = "lost", "refused"
 class Command:
     """One command in the guest and the exit code that it must have.
 
-    ``program`` is crashlend, kexec (of kexec-tools), or agent: what the lab's own agent does there.
+    ``program`` is crashlend, kexec (of kexec-tools), agent: what the lab's own agent does there, or
+    host: what the lab does on the guest's behalf from outside (host.py); that must not fail.
     """
 
     words: tuple[str, ...]
@@ -48,7 +49,8 @@ class Spec:
     guestfiles/kill.py. ``loader`` is crashlend, or what kexec-tools has: kexec-c (kexec_load), kexec-s
     (kexec_file_load). ``scan``: the crash kernel looks at /proc/vmcore after the dump, with Python,
     for which a small one has no memory. ``impatient``: end the machine as soon as its crash
-    kernel is known to be lost (see watch.py).
+    kernel is known to be lost (see watch.py). ``devices`` are more words for QEMU, ``spare_bytes`` and
+    ``spare_cpus`` what may be plugged in while the guest runs.
     """
 
     kernel: Kernel
@@ -83,6 +85,9 @@ class Spec:
     impatient: bool = False
     commands: tuple[Command, ...] = ()
     kill: tuple[str, ...] = ()
+    devices: tuple[str, ...] = ()
+    spare_bytes: int = 0
+    spare_cpus: int = 0
 
 
 @dataclass(frozen=True)

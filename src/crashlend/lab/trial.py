@@ -187,6 +187,9 @@ def run_trial(
             firmware=spec.firmware,
             machine=spec.machine,
             nodes=spec.nodes,
+            extra=spec.devices,
+            spare_bytes=spec.spare_bytes,
+            spare_cpus=spec.spare_cpus,
         )
         watch = Watch(directory / "console.log", time.monotonic)
         report = run_machine(
@@ -194,7 +197,7 @@ def run_trial(
             directory,
             timeout_seconds=spec.timeout_seconds,
             on_event=on_event,
-            **({"is_lost": watch.is_lost} if spec.impatient else {}),
+            is_lost=watch.is_lost if spec.impatient else lambda: "",
         )
         saved = read_saved(disk, directory)
         plan = load_answer(report).get("plan", {})

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import tty
 from array import array
 from pathlib import Path
 
@@ -32,6 +33,20 @@ def report(event: str, **values: object) -> None:
     with open("/dev/ttyS1", "w", encoding="ascii") as port:
         # UEFI takes this port for a console, too, and leaves half a line there
         port.write("\n" + json.dumps({"event": event, **values}) + "\n")
+
+
+def ask_host(words: list[str]) -> dict[str, object]:
+    """Have the lab do something from outside (lab/host.py); its answer: "return" or "error"."""
+    fd = os.open("/dev/ttyS1", os.O_RDWR | os.O_NOCTTY)
+    try:
+        tty.setraw(fd)  # no echo: the lab would hear its own answer
+        report("host", ask=words)
+        answer = b""
+        while not answer.endswith(b"\n"):
+            answer += os.read(fd, 4096)
+    finally:
+        os.close(fd)
+    return dict(json.loads(answer))
 
 
 def meminfo() -> dict[str, int]:
@@ -274,6 +289,12 @@ def main() -> None:
         if command["program"] == "agent":
             what, share, cache_bytes = words
             report(what, **filler.fill(float(share), int(cache_bytes)))
+            continue
+        if command["program"] == "host":
+            told = ask_host(words)
+            if "error" in told:
+                report("failed", stage=" ".join(words), why=told["error"])
+                return
             continue
         result = run_command(command["program"], words)
         report("command", expected=command["exit"], **result)
