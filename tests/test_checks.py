@@ -100,6 +100,7 @@ class Case:
         }
         self.proven: bool | None = True
         self.timed_out = False
+        self.lost = ""
         self.console = CONSOLE
         vmcore = directory / "vmcore"
         vmcore.write_bytes(b"dump")
@@ -130,7 +131,7 @@ class Case:
             {"event": name, **values, "at": float(at)}
             for at, (name, values) in enumerate(self.events.items())
         ]
-        report = Report(events, 60.0, self.timed_out)
+        report = Report(events, 60.0, self.timed_out, self.lost)
         return Outcome(
             spec=self.spec,
             report=report,
@@ -139,7 +140,7 @@ class Case:
             vmcore_path="",
             checks=tuple(run_checks(self.spec, report, plan, self.saved)),
             kept="",
-            death_by_memory=death_by_memory(self.console),
+            death_by_memory=death_by_memory(self.console, self.lost),
         )
 
     def lend_nothing(self) -> None:
@@ -390,12 +391,30 @@ def test_control_that_died_of_oom_passes(case: Case) -> None:
     assert outcome.to_json()["crash_kernel"]["death_by_memory"] == DEATH
 
 
+@pytest.mark.parametrize("ended", ["timed_out", "lost"])
+def test_control_that_hangs_for_lack_of_memory_passes(case: Case, ended: str) -> None:
+    """A crash kernel may die of it and not reset: after its panic, or silent with no panic at all."""
+    case.die()
+    if ended == "lost":
+        case.console = CONSOLE + "kworker/0:1: page allocation failure: order:0\n"
+        case.lost = "silent for 90 s"
+    else:
+        case.timed_out = True
+    assert judge(CONTROL, case.outcome()) == ""
+
+
+def _silent_and_no_word_of_memory(case: Case) -> None:
+    case.console = CONSOLE + "tsc: Fast TSC calibration failed\n"
+    case.lost = "silent for 90 s"
+
+
 def _never_crashed(case: Case) -> None:
     del case.events["crashing"]
 
 
 def _deadline(case: Case) -> None:
     case.timed_out = True
+    case.console = CONSOLE + "Out of memory: Killed process 9\n"
 
 
 def _silent(case: Case) -> None:
@@ -440,6 +459,7 @@ def _no_command(case: Case) -> None:
         _never_crashed,
         _deadline,
         _silent,
+        _silent_and_no_word_of_memory,
         _no_crash_kernel,
         _other_death,
         _production_ran_out,

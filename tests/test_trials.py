@@ -21,7 +21,14 @@ CHOSEN = [t.name for t in SUITE if t.quick or os.environ.get("CRASHLEND_TRIALS")
 def test_trial(name: str) -> None:
     """The trial comes out as the suite says; its result is kept as a file."""
     verdict = run_named(name, results=RESULTS, keep=None)
-    assert verdict.passed, f"{name}: {verdict.why}"
+    assert verdict.passed, f"{name}: {verdict.why}\n{last_words(name)}"
+
+
+def last_words(name: str) -> str:
+    """The end of a failed trial's console: who reads a CI log has nothing else of it."""
+    path = RESULTS / f"{name}.console.txt"
+    lines = path.read_text().splitlines() if path.exists() else []
+    return "\n".join(["its console ended:", *lines[-25:]])
 
 
 def test_suite_fits_the_budget() -> None:

@@ -47,15 +47,14 @@ def columns(kernel: str) -> list[Column]:
     from crashlend.lab.spec import Spec
 
     base = Spec(kernel=fetch(kernel, progress), timeout_seconds=200)
+    control = replace(base, lender="none", impatient=True)
     out = []
     for reserved in (100, 80):
         line = SEED.format(reserved)
         # filling lent memory with a pattern takes long under TCG: one column is enough for it
         lending = replace(base, cmdline=line, poison=reserved == 100)
         out.append(Column(f"{reserved}M + 1G lent", True, lending))
-        out.append(
-            Column(f"{reserved}M, control", False, replace(base, cmdline=line, lender="none"))
-        )
+        out.append(Column(f"{reserved}M, control", False, replace(control, cmdline=line)))
     return out
 
 

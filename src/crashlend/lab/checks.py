@@ -40,7 +40,7 @@ SWIOTLB_BYTES = 64 * MIB
 # an exact reservation: the payload, and what the kernel and the entry need besides
 EXACT_FACTOR, EXACT_BYTES = 1.02, 7 * MIB // 10
 LENDERS = {"cma", "movable-zone", "movable"}
-OUT_OF_MEMORY = ("System is deadlocked on memory", "Out of memory")
+OUT_OF_MEMORY = ("System is deadlocked on memory", "Out of memory", "page allocation failure")
 
 
 def run_checks(spec: Spec, report: Report, plan: dict[str, Any], saved: Saved) -> list[Check]:
@@ -458,8 +458,11 @@ def _poison(report: Report, lent: Ranges, scanned: dict[str, Any]) -> Iterator[C
     )
 
 
-def death_by_memory(console: str) -> str:
-    """The crash kernel's last panic where it died for lack of memory; empty otherwise.
+def death_by_memory(console: str, silent: str = "") -> str:
+    """The crash kernel's last words where it died for lack of memory; empty otherwise.
+
+    Its last panic; or, where it went ``silent`` (says why it is thought dead) without one, the last
+    line that tells of the lack.
 
     The one place where the lab reads the console. Results come over the second serial port, but
     a crash kernel that dies before its init can't report there, and its silence proves nothing: it
@@ -467,5 +470,7 @@ def death_by_memory(console: str) -> str:
     counts stands after production's own panic.
     """
     lines = crash_kernel_lines(console + "\n") or []
-    memory = any(words in line for line in lines for words in OUT_OF_MEMORY)
-    return last_panic(lines) if memory else ""
+    lacks = [line for line in lines if any(words in line for words in OUT_OF_MEMORY)]
+    if not lacks:
+        return ""
+    return last_panic(lines) or (f"{silent} after: {lacks[-1]}" if silent else "")

@@ -63,6 +63,8 @@ def run_named(
         trial_json["vmcore"] = {**trial_json["vmcore"], "path": None}
         text = json.dumps({**body, "why": why, "trial": trial_json}, indent=1)
         (results / f"{name}.json").write_text(text + "\n")
+        if why:
+            (results / f"{name}.console.txt").write_text(outcome.console)
     return verdict
 
 
@@ -98,7 +100,7 @@ def why_not_lost(outcome: Outcome) -> str:
             return f"the control is none: {name}: {checks[name].detail}"
     if not outcome.report.find("crashing"):
         return "the control never got as far as the crash"
-    if outcome.report.timed_out:
+    if outcome.report.timed_out and not outcome.death_by_memory:
         return "the control ran into its deadline"
     survived = [n for n in ("crash kernel came up", "dump saved") if checks[n].ok]
     if survived:

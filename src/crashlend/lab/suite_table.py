@@ -59,7 +59,11 @@ SUITE = (
         "control-6.1",
         "the same reservation without lending loses its dump: OOM",
         "6.1",
-        {"cmdline": "crashkernel=1G,cma crashkernel=80M", "lender": "none"},
+        {
+            "cmdline": "crashkernel=1G,cma crashkernel=80M",
+            "lender": "none",
+            "impatient": True,
+        },
         expect=LOST,
         lender="none",
     ),

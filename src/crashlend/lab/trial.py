@@ -63,6 +63,7 @@ class Outcome:
     checks: tuple[Check, ...]
     kept: str
     death_by_memory: str = ""  # the crash kernel's last words, see checks.death_by_memory
+    console: str = ""  # both kernels', for people
 
     @property
     def ok(self) -> bool:
@@ -202,6 +203,7 @@ def run_trial(
         saved = read_saved(disk, directory)
         plan = load_answer(report).get("plan", {})
         checks = run_checks(spec, report, plan, saved)
+        console = read_console(directory)
         outcome = Outcome(
             spec=spec,
             report=report,
@@ -210,7 +212,8 @@ def run_trial(
             vmcore_path=str(saved.vmcore) if keep and saved.vmcore else "",
             checks=tuple(checks),
             kept=str(keep) if keep else "",
-            death_by_memory=death_by_memory(read_console(directory)),
+            death_by_memory=death_by_memory(console, report.lost),
+            console=console,
         )
         if keep is not None:
             (keep / "events.json").write_text(json.dumps(report.events, indent=1))
@@ -239,9 +242,11 @@ def production_words(spec: Spec) -> str:
 
     no_timer_check, which the crash kernel inherits: at boot the kernel counts timer interrupts
     against the TSC and panics when they come late ("IO-APIC + timer doesn't work!"). Under emulation
-    on a loaded machine they do; KVM guests skip the test by themselves.
+    on a loaded machine they do; KVM guests skip the test by themselves. earlyprintk, which it
+    inherits too: a crash kernel that dies before its console is there shall say so.
     """
-    words = f"console=ttyS0 loglevel=4 panic=1 no_timer_check {spec.cmdline}"
+    early = "earlyprintk=ttyS0,115200"
+    words = f"console=ttyS0 {early} loglevel=4 panic=1 no_timer_check {spec.cmdline}"
     return words.strip()
 
 
