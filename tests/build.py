@@ -300,6 +300,34 @@ def host(
     return out
 
 
+def pci_function(
+    address: str,
+    kind: int,
+    driver: str = "",
+    *,
+    header: int = 0,
+    master: bool = True,
+    virtual_of: str = "",
+    config: bytes | None = None,
+) -> dict[str, bytes]:
+    """The files of one PCI function in sysfs; ``kind`` is its class code (0x010802)."""
+    base = f"/sys/bus/pci/devices/{address}"
+    lines = [f"PCI_CLASS={kind:X}", f"PCI_SLOT_NAME={address}"]
+    if driver:
+        lines.insert(0, f"DRIVER={driver}")
+    space = bytearray(64)
+    struct.pack_into("<HHH", space, 0, 0x1AF4, 0x1001, 0x103 | 4 * master)
+    space[0x0E] = header
+    out = {
+        f"{base}/uevent": "".join(f"{line}\n" for line in lines).encode(),
+        f"{base}/config": bytes(space) if config is None else config,
+        f"{base}/dma_mask_bits": b"64\n",
+    }
+    if virtual_of:
+        out[f"{base}/physfn/uevent"] = f"PCI_SLOT_NAME={virtual_of}\n".encode()
+    return out
+
+
 def write_tree(root: Path, files: Mapping[str, bytes]) -> Path:
     for path, data in files.items():
         place = root / path.lstrip("/")

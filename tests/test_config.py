@@ -45,7 +45,12 @@ def test_defaults(tmp_path: Path) -> None:
     assert got == Settings()
     assert not sources
     assert got.lend is None
-    assert (got.lender, got.dump_level, got.path, got.dma_wait) == ("auto", 31, "/var/crash", 10.0)
+    assert (got.lender, got.dump_level, got.path, got.dma_quiesce) == (
+        "auto",
+        31,
+        "/var/crash",
+        "wait=10",
+    )
 
 
 def test_a_default_that_is_given_is_told_apart(tmp_path: Path) -> None:
@@ -141,7 +146,7 @@ def test_lenders_that_make_no_sense_together_are_refused(tmp_path: Path, text: s
         ("lend_share = 101", "from 0 to 100"),
         ("dump_level = -1", "from 0 to 31"),
         ("dump_level = 0x1f", "from 0 to 31"),
-        ("dma_wait = nan", "seconds"),
+        ("dma_quiesce = wait=nan", "wait=SECONDS"),
         ("allow_missing_user_data = maybe", "yes or no"),
         ("kernel = vmlinuz", "absolute path"),
         ("append = a\x01b", "printable"),
@@ -211,4 +216,4 @@ def test_the_table_agrees_with_itself() -> None:
         assert f"| `{name}` | `{row.flag}` |" in docs
     assert len(docs.splitlines()) == len(NAMES) + 2
     assert show_value("lend", 3 << 29) == "1536M"
-    assert show_value("dma_wait", 0.5) == "0.5"
+    assert show_value("dma_quiesce", "wait=0.5") == "wait=0.5"

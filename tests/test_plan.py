@@ -151,7 +151,7 @@ def test_nothing_asked_nothing_lent() -> None:
     some = facts(cmdline=b"root=/dev/vda1 crashkernel=256M\n")
     plan = plan_of(some)
     assert (plan.lender, plan.lent, plan.offer.candidates) == ("none", Ranges(), ())
-    assert plan.dma_wait_seconds == 0
+    assert plan.quiesce.wait_seconds == 0
     assert_invariants(plan, some)
 
 
@@ -600,7 +600,7 @@ def built(some: Facts, plan: Plan, **words: Any) -> dict[str, bytes]:
         kernel_file=bz_image(),
         initramfs=bytes(layout.segment("initramfs").stored_bytes),
         cmdline=plan.cmdline.encode(),
-        wait_seconds=plan.dma_wait_seconds,
+        wait_seconds=plan.quiesce.wait_seconds,
         **words,
     )
 
@@ -650,14 +650,16 @@ def test_the_crash_command_line_keeps_production_s_memory_out() -> None:
 
 def test_dma_wait_is_for_lent_memory_that_the_kernel_does_not_wait_for() -> None:
     """The setting when movable memory is lent, else none; each with its reason (hazard 23)."""
-    assert plan_of().dma_wait_seconds == 10
-    assert plan_of(dma_wait=0.5).dma_wait_seconds == 0.5
-    assert plan_of(lend=0).dma_wait_seconds == 0
+    assert plan_of().quiesce.wait_seconds == 10
+    assert plan_of(dma_quiesce="wait=0.5").quiesce.wait_seconds == 0.5
+    assert plan_of(lend=0).quiesce.wait_seconds == 0
     kernel_waits = plan_of(facts(cma_ranges=[(4 * GIB, 5 * GIB)]))
-    assert kernel_waits.dma_wait_seconds == 0
-    assert "kernel waits" in kernel_waits.dma_wait_reason
+    assert kernel_waits.quiesce.wait_seconds == 0
+    assert "kernel waits" in kernel_waits.quiesce.reason
     # hazard 23: it waits whenever it has the ranges, whoever lends
-    assert plan_of(facts(cma_ranges=[(4 * GIB, 5 * GIB)]), lender="movable").dma_wait_seconds == 0
+    assert (
+        plan_of(facts(cma_ranges=[(4 * GIB, 5 * GIB)]), lender="movable").quiesce.wait_seconds == 0
+    )
 
 
 # --- lender cma ----------------------------------------------------------------------------------

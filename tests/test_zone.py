@@ -246,7 +246,7 @@ def test_the_zone_is_lent_without_touching_a_block() -> None:
     plan = plan_of(CLEAN, lend=512 * MIB)
     assert (plan.lender, plan.offer.candidates, plan.offer.wanted) == ("movable-zone", (), 0)
     assert plan.lent == Ranges([(40 * BLOCK - 512 * MIB, 40 * BLOCK)])
-    assert plan.dma_wait_seconds == 10
+    assert plan.quiesce.wait_seconds == 10
     assert_invariants(plan, CLEAN)
     held = plan_of(CLEAN, lend=512 * MIB)
     assert held.offer.held == held.lent
@@ -503,7 +503,7 @@ def test_the_kernel_s_ranges_are_topped_up_with_blocks() -> None:
     assert plan.offer.held == Ranges(CMA)
     assert plan.lent.size == GIB
     assert {c.block for c in plan.offer.candidates}.isdisjoint({32, 33})
-    assert plan.dma_wait_seconds == 0
+    assert plan.quiesce.wait_seconds == 0
     assert plan.load_variables["LENDER"] == "cma,movable"
     assert plan.to_json()["lender"] == "cma,movable"
     assert_invariants(plan, some)

@@ -21,7 +21,7 @@ from dataclasses import MISSING, dataclass, field, fields
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, NamedTuple, Optional, Union
 
-from crashlend import sizes
+from crashlend import quiesce, sizes
 from crashlend.errors import CrashlendError, UsageError
 
 if TYPE_CHECKING:
@@ -199,7 +199,24 @@ class Text:
         return str(value)
 
 
-Kind = Union[Size, Whole, Seconds, Bool, Choice, Words, AbsolutePath, Text]
+@dataclass(frozen=True)
+class DmaQuiesce:
+    """What is done about late DMA, in the words of quiesce.py; the text is put into its usual form."""
+
+    metavar = "ITEM[,ITEM...]"
+    allowed = (
+        "some of wait=SECONDS, bus-masters-off or bus-masters-off=bridges, watch=SECONDS[:LIMIT] "
+        "(by comma, each once)"
+    )
+
+    def parse(self, text: str) -> Value:
+        return str(quiesce.parse_quiesce(text))
+
+    def show(self, value: Value) -> str:
+        return str(value)
+
+
+Kind = Union[Size, Whole, Seconds, Bool, Choice, Words, AbsolutePath, Text, DmaQuiesce]
 
 
 # --- the table -----------------------------------------------------------------------------------
@@ -245,8 +262,12 @@ class Settings:
         "", Text(), "where dumps go", unset="the file system that holds the setting path"
     )
     path: str = _setting("/var/crash", AbsolutePath(), "the directory for dumps on the target")
-    dma_wait: float = _setting(
-        10.0, Seconds(0, 600), "how long to wait for in-flight DMA before lent memory is written"
+    dma_quiesce: str = _setting(
+        quiesce.DEFAULT,
+        DmaQuiesce(),
+        "what is done about late DMA before lent memory is written: switch off the bus mastering of "
+        "PCI functions (bus-masters-off), wait where the kernel does not wait by itself (wait), wait "
+        "until lent memory has not changed for SECONDS, LIMIT at most or 6 times that (watch)",
     )
     allow_missing_user_data: bool = _setting(
         False, Bool(), "allow dump levels that want user data although lent memory has lost it"

@@ -19,6 +19,7 @@ from crashlend.formats.cmdline import USUAL_LIMIT, CrashCmdline, crash_cmdline
 from crashlend.jsonable import to_json
 from crashlend.lenders import Offer
 from crashlend.lenders.combined import make_offer
+from crashlend.quiesce import Quiesce, parse_quiesce, plan_quiesce, quiesce_notes
 from crashlend.ranges import Ranges, align_up
 
 if TYPE_CHECKING:
@@ -74,8 +75,7 @@ class Plan:
     syscall: str
     dump_level: int
     allow_missing_user_data: bool
-    dma_wait_seconds: float
-    dma_wait_reason: str
+    quiesce: Quiesce
     costs: Costs
     load_variables: dict[str, str]
     cmdline: Optional[CrashCmdline] = None
@@ -109,7 +109,9 @@ def make_plan(
             "lent memory holds just that, and it will be missing from the dump",
             hint="use a level with 2, 4 and 8 set (31), --lend 0, or --allow-missing-user-data",
         )
-    wait, wait_reason = _dma_wait(facts, settings, bool(lent))
+    syscall = _syscall(facts, settings, offer.lender)
+    wish = parse_quiesce(settings.dma_quiesce)
+    quiesce = plan_quiesce(facts, wish, lending=bool(lent), syscall=syscall)
     variables = _load_variables(facts, offer.lender, lent, level, allow)
     reservation = arch.reservations(facts)
     taken = reservation.size or facts.crash_size_bytes or 0
@@ -121,14 +123,17 @@ def make_plan(
         lent=lent,
         reservation=reservation,
         system_ram=arch.system_ram(facts),
-        syscall=_syscall(facts, settings, offer.lender),
+        syscall=syscall,
         dump_level=level,
         allow_missing_user_data=allow,
-        dma_wait_seconds=wait,
-        dma_wait_reason=wait_reason,
+        quiesce=quiesce,
         costs=Costs(taken, lent.size),
         load_variables=variables,
-        notes=(*offer.notes, *_doubts(facts, lent)),
+        notes=(
+            *offer.notes,
+            *_doubts(facts, lent),
+            *quiesce_notes(facts, wish, quiesce, lending=bool(lent)),
+        ),
     )
     if not facts.iomem:
         why = facts.missing.get("/proc/iomem", "it is empty")
@@ -235,16 +240,6 @@ def _doubts(facts: Facts, lent: Ranges) -> tuple[str, ...]:
     """What the plan rests on and could not be looked at."""
     paths = ("/dev/kmsg",) * bool(lent) + ("/sys/firmware/efi/systab",)
     return tuple(f"{path}: {facts.missing[path]}" for path in paths if path in facts.missing)
-
-
-def _dma_wait(facts: Facts, settings: Settings, lending: bool) -> tuple[float, str]:
-    """How long the entry code waits before the crash kernel may use lent memory, and why."""
-    if facts.cma_ranges:
-        # crash_cma_clear_pending_dma(): commit e1280f3071f1, Linux 6.17
-        return 0.0, "the kernel waits 10 s by itself, because it has crashkernel CMA ranges"
-    if not lending:
-        return 0.0, "nothing is lent"
-    return settings.dma_wait, "DMA into lent memory must have ended (setting dma_wait)"
 
 
 def _load_variables(

@@ -162,7 +162,7 @@ def _show(trials: list[Column], outcomes: list[Outcome], seconds: float, held: b
     )
     print(f"distributions take from production at {memory} MiB of RAM: {others}")
     word = styled("it holds", GREEN) if held else styled("it does NOT hold", RED)
-    wait = outcomes[0].spec.dma_wait
+    wait = outcomes[0].plan.get("quiesce", {}).get("wait_seconds", 0)
     print(
         f"{word}; {seconds:.0f} s in all. (The wait for DMA was {wait:g} s here; 10 s by default.)"
     )

@@ -27,7 +27,7 @@ LENDING = (
     "syscall",
     "placement",
     "shrink_margin",
-    "dma_wait",
+    "dma_quiesce",
 )
 PAYLOAD = ("kernel", "initramfs", "append")
 CAPTURE = ("dump_level", "allow_missing_user_data", "target", "path", "final_action", "hooks")

@@ -98,11 +98,10 @@ def _add_trial_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dump-level", type=int, default=31, metavar="N")
     parser.add_argument("--allow-missing-user-data", action="store_true")
     parser.add_argument(
-        "--dma-wait",
-        type=float,
-        default=1.0,
-        metavar="SECONDS",
-        help="how long the entry code waits; the product's default is 10 (default here: 1)",
+        "--dma-quiesce",
+        default="wait=1",
+        metavar="ITEM[,ITEM...]",
+        help="what is done about late DMA; the product's default is wait=10 (default here: wait=1)",
     )
     parser.add_argument(
         "--dimm",
@@ -200,7 +199,7 @@ def trial_spec(args: argparse.Namespace) -> Spec:
         crash=args.crash,
         dump_level=args.dump_level,
         allow_missing_user_data=args.allow_missing_user_data,
-        dma_wait=args.dma_wait,
+        dma_quiesce=args.dma_quiesce,
         accel=args.accel,
         timeout_seconds=args.timeout,
         dimms=tuple(args.dimm),

@@ -104,7 +104,7 @@ def cost_rows(plan: Plan) -> list[tuple[str, str]]:
         reason = plan.layout.placement_reason
         rows.append(("the crash kernel runs", f"{where[plan.layout.placement]}: {reason}"))
     rows.append(("loaded by", "kexec_file_load" if plan.syscall == "file" else "kexec_load"))
-    rows.append(("waits for DMA", f"{plan.dma_wait_seconds:g} s: {plan.dma_wait_reason}"))
+    rows.append(("waits for DMA", plan.quiesce.in_words()))
     return rows
 
 

@@ -9,13 +9,16 @@ from __future__ import annotations
 
 from crashlend.facts.data import (
     CrashNote,
+    EndlessWriter,
     Facts,
     FirmwareRange,
     HugePool,
     KernelText,
     MemoryBlock,
     NarrowDevice,
+    PciFunction,
     Refusal,
+    Watchdog,
 )
 from crashlend.facts.own import STATE_PATH
 from crashlend.facts.read import read_facts
@@ -23,12 +26,15 @@ from crashlend.facts.read import read_facts
 __all__ = (
     "STATE_PATH",
     "CrashNote",
+    "EndlessWriter",
     "Facts",
     "FirmwareRange",
     "HugePool",
     "KernelText",
     "MemoryBlock",
     "NarrowDevice",
+    "PciFunction",
     "Refusal",
+    "Watchdog",
     "read_facts",
 )

@@ -75,6 +75,52 @@ class NarrowDevice:
 
 
 @dataclass(frozen=True)
+class PciFunction:
+    """One PCI function as sysfs names it: ``address`` is segment:bus:device.function.
+
+    ``class_code`` has base class, subclass and interface (0x010802). ``bridge``: its header is
+    that of a bridge. ``bus_master``: whether it may write memory now, None where that can't be
+    read. ``virtual_of``: the physical function of a virtual one, else empty.
+    """
+
+    address: str
+    class_code: int
+    driver: str
+    bridge: bool
+    bus_master: Optional[bool]
+    virtual_of: str
+
+
+@dataclass(frozen=True)
+class EndlessWriter:
+    """A device whose DMA into movable memory no wait ends (facts/writers.py).
+
+    ``address`` is its PCI function, empty where that is not known; ``seen`` is what shows that it
+    is in use, or that this can't be told.
+    """
+
+    name: str
+    driver: str
+    address: str
+    why: str
+    seen: str
+
+
+@dataclass(frozen=True)
+class Watchdog:
+    """A hardware watchdog. ``armed``: it resets the machine ``timeout_seconds`` after the last sign.
+
+    ``for_good``: once armed it can't be stopped (nowayout).
+    """
+
+    name: str
+    identity: str
+    armed: bool
+    timeout_seconds: Optional[int]
+    for_good: bool
+
+
+@dataclass(frozen=True)
 class Refusal:
     """Why memory of this host must not be lent; ``lender`` is "movable" or "any"."""
 
@@ -131,6 +177,9 @@ class Facts:
     lent_zone: tuple[tuple[int, int], ...] = ()
     block_census: tuple[BlockCensus, ...] = ()
     clean_runs: Optional[tuple[tuple[int, int], ...]] = None
+    pci_functions: tuple[PciFunction, ...] = ()
+    endless_writers: tuple[EndlessWriter, ...] = ()
+    watchdogs: tuple[Watchdog, ...] = ()
     missing: dict[str, str] = field(default_factory=dict)
 
     @property

@@ -14,12 +14,14 @@ from crashlend.facts.data import (
     HugePool,
     KernelText,
     MemoryBlock,
-    NarrowDevice,
     Refusal,
 )
 from crashlend.facts.own import own_record
 from crashlend.facts.pages import page_census
+from crashlend.facts.pci import narrow_devices, pci_functions
 from crashlend.facts.reader import Reader
+from crashlend.facts.watchdogs import watchdogs
+from crashlend.facts.writers import endless_writers
 from crashlend.formats import bootparams, elfcore, procfs
 from crashlend.formats.cmdline import from_proc
 
@@ -61,6 +63,7 @@ def read_facts(files: HostFiles, *, census: bool = False) -> Facts:
     release = reader.text("/proc/sys/kernel/osrelease")
     blocks = _memory_blocks(reader)
     cpu_flags = _cpu_flags(reader)
+    functions = pci_functions(reader)
     own = own_record(reader)
     looked = page_census(
         reader,
@@ -115,7 +118,7 @@ def read_facts(files: HostFiles, *, census: bool = False) -> Facts:
             "/proc/sys/kernel/kexec_load_limit_panic", int, None, optional=True
         ),
         huge_pools=_huge_pools(reader),
-        narrow_devices=_narrow_devices(reader),
+        narrow_devices=narrow_devices(reader, functions),
         memmap_on_memory=reader.text(
             "/sys/module/memory_hotplug/parameters/memmap_on_memory", optional=True
         )[:1]
@@ -127,6 +130,9 @@ def read_facts(files: HostFiles, *, census: bool = False) -> Facts:
         rounds_gib_outwards=own.rounds_gib_outwards,
         block_census=looked.blocks,
         clean_runs=looked.clean_runs,
+        pci_functions=functions,
+        endless_writers=endless_writers(reader, functions),
+        watchdogs=watchdogs(reader),
         missing=dict(sorted(reader.missing.items())),
     )
 
@@ -291,26 +297,6 @@ def _huge_pools(reader: Reader) -> tuple[HugePool, ...]:
             total = reader.decimal(f"{base}/{name}/nr_hugepages") if match else None
             if match and total:
                 out.append(HugePool(int(node[4:]), int(match.group(1)) * 1024, total))
-    return tuple(out)
-
-
-def _narrow_devices(reader: Reader) -> tuple[NarrowDevice, ...]:
-    """PCI storage (class 01) and network (02) functions whose driver set a mask of 32 bits or less.
-
-    Without a driver dma_mask_bits reads 32 and says nothing (drivers/pci/pci-sysfs.c).
-    """
-    base = "/sys/bus/pci/devices"
-    out = []
-    for address in reader.files.names(base):
-        event = reader.text(f"{base}/{address}/uevent", optional=True)
-        words = dict(line.split("=", 1) for line in event.splitlines() if "=" in line)
-        # PCI_CLASS is hexadecimal without leading zeros: 10802 is class 01
-        kind = words.get("PCI_CLASS", "").rjust(6, "0")[:2]
-        if "DRIVER" not in words or kind not in ("01", "02"):
-            continue
-        bits = reader.decimal(f"{base}/{address}/dma_mask_bits")
-        if bits is not None and bits <= 32:
-            out.append(NarrowDevice(address, words["DRIVER"], bits))
     return tuple(out)
 
 

@@ -281,7 +281,7 @@ def _shrunk(spec: Spec, report: Report, plan: dict[str, Any]) -> Iterator[Check]
 
 def _waited(report: Report, plan: dict[str, Any]) -> Iterator[Check]:
     """The crash kernel did not come up before the planned wait for DMA was over."""
-    planned = plan.get("dma_wait_seconds") or 0
+    planned = (plan.get("quiesce") or {}).get("wait_seconds") or 0
     took = report.between("crashing", "crash_kernel")
     if planned and took is not None:
         yield Check(

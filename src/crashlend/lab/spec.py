@@ -67,7 +67,7 @@ class Spec:
     crash: str = "sysrq"
     dump_level: int = 31
     allow_missing_user_data: bool = False
-    dma_wait: float = 1.0
+    dma_quiesce: str = "wait=1"
     accel: str = "tcg"
     timeout_seconds: float = 300.0
     dimms: tuple[int, ...] = ()

@@ -297,7 +297,7 @@ SUITE = (
         "default-wait-6.1",
         "the product's default of 10 s for DMA",
         "6.1",
-        {"dma_wait": 10.0, "poison": False},
+        {"dma_quiesce": "wait=10", "poison": False},
         quick=False,
     ),
     Trial(

@@ -97,7 +97,7 @@ class Outcome:
             "accel": self.spec.accel,
             "lender": plan.get("lender"),
             "syscall": plan.get("syscall"),
-            "dma_wait_seconds": plan.get("dma_wait_seconds"),
+            "quiesce": plan.get("quiesce"),
             "reservation": {
                 "before_bytes": (costs.get("taken_bytes") or 0) + answer.get("freed_bytes", 0)
                 if costs
@@ -315,7 +315,7 @@ def complete_words(spec: Spec, words: Sequence[str]) -> list[str]:
     if words[0] not in ("load", "reload"):
         return [*words, *(["--json"] if words[0] in ("status", "unload") else [])]
     out = [words[0], "--json", "--path", "/lab/crash", "--hooks", "/lab/hooks"]
-    out += ["--dump-level", str(spec.dump_level), "--dma-wait", f"{spec.dma_wait:g}"]
+    out += ["--dump-level", str(spec.dump_level), "--dma-quiesce", spec.dma_quiesce]
     out += ["--lender", spec.lender, "--syscall", spec.syscall, "--placement", spec.placement]
     if spec.reserve == "auto":
         out.append("--shrink")

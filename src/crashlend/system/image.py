@@ -77,6 +77,12 @@ class CrashImage:
 
 def build_image(plan: Plan, facts: Facts, files: Files) -> CrashImage:
     """Make the bytes that a complete plan describes."""
+    if plan.quiesce.bus_masters or plan.quiesce.watch_seconds:
+        raise CrashlendError(
+            "cannot stop bus masters or watch memory",
+            "this version's entry code only waits",
+            hint="use --dma-quiesce wait=SECONDS",
+        )
     cmdline = plan.cmdline.encode() if plan.cmdline else b""
     padding = align_up(len(files.initramfs), 4) - len(files.initramfs)
     initramfs = files.initramfs + bytes(padding) + load_archive(plan.load_variables)
@@ -89,7 +95,7 @@ def build_image(plan: Plan, facts: Facts, files: Files) -> CrashImage:
             kernel_file=files.kernel,
             initramfs=initramfs,
             cmdline=cmdline,
-            wait_seconds=plan.dma_wait_seconds,
+            wait_seconds=plan.quiesce.wait_seconds,
         )
     return CrashImage(plan.layout, segments, files.kernel, initramfs, cmdline)
 
