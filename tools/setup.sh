@@ -6,7 +6,7 @@ set -eu
 
 what=$1
 lab="python3-venv qemu-system-x86 ovmf e2fsprogs kmod makedumpfile xz-utils zstd debian-archive-keyring"
-dev="$lab binutils gcc libc6-dev linux-libc-dev busybox-static cpio"
+dev="$lab binutils gcc libc6-dev linux-libc-dev busybox-static cpio shellcheck xfsprogs"
 case $what in
 lab) packages=$lab ;;
 dev) packages=$dev ;;
