@@ -7,6 +7,7 @@ BIN := .venv/bin
 PYTEST := $(BIN)/pytest -q
 RESULTS := build/trials
 JOBS ?= 2
+PURGATORY := src/crashlend/purgatory
 
 .PHONY: help demo test unit trials check trial exact bench bare purgatory docs clean
 
@@ -48,9 +49,11 @@ check: .venv/.dev ## linters and types
 bare: ## check and test in a minimal Debian 12 (debootstrap; needs root)
 	sh tools/bare.sh
 
-purgatory: ## assemble the code that runs between the two kernels
-	as --64 -o build/entry_x86_64.o src/crashlend/purgatory/entry_x86_64.S
-	objcopy -O binary -j .text build/entry_x86_64.o src/crashlend/purgatory/entry_x86_64.bin
+purgatory: ## compile the code that runs between the two kernels
+	mkdir -p build/purgatory && rm -f build/purgatory/*
+	$(MAKE) -s -C $(PURGATORY)/x86_64 O=$(CURDIR)/build/purgatory
+	cp build/purgatory/x86_64.bin build/purgatory/x86_64.cc $(PURGATORY)/
+	chmod 644 $(PURGATORY)/x86_64.bin
 
 docs: .venv/.dev ## regenerate what the documents take from the code (docs/settings.md)
 	{ printf "\043 Settings\n\nKeys of the section [crashlend] in /etc/crashlend.conf, and flags of the same name.\n\n"; \

@@ -105,7 +105,11 @@ class Case:
         vmcore = directory / "vmcore"
         vmcore.write_bytes(b"dump")
         self.saved = Saved(
-            {"ok": True, "crash_kernel": {"ram_ranges": [[s, e] for s, e in ROOMS]}},
+            {
+                "ok": True,
+                "crash_kernel": {"ram_ranges": [[s, e] for s, e in ROOMS]},
+                "purgatory": {"steps": [{"step": "verify", "ms": 9, "regions": 4, "bad": 0}]},
+            },
             "",
             vmcore,
         )
@@ -199,6 +203,35 @@ def test_lending_nothing_fails(case: Case) -> None:
 
 
 @pytest.mark.parametrize(
+    ("steps", "passes"),
+    [
+        ([{"step": "wait", "ms": 1500}, {"step": "verify", "ms": 9, "bad": 0}], True),
+        ([{"step": "wait", "ms": 1499}, {"step": "verify", "ms": 9, "bad": 0}], False),
+        ([{"step": "wait", "ms": 1500}, {"step": "verify", "ms": 9, "bad": 1}], False),
+        ([{"step": "wait", "ms": 1500}], False),
+        ([], False),
+    ],
+)
+def test_purgatory_must_have_waited_and_verified(
+    steps: list[dict[str, Any]], passes: bool, case: Case
+) -> None:
+    """Its own record counts: a slow guest could pass for one that waited."""
+    case.plan["quiesce"] = {"wait_seconds": 1.5}
+    case.saved.capture["purgatory"] = {"steps": steps}
+    failed = [c.name for c in case.outcome().checks if not c.ok]
+    assert ("purgatory found the image whole and left its record" not in failed) is passes
+
+
+def test_the_kernel_s_copy_must_have_been_verified(case: Case) -> None:
+    """Where the kernel runs in lent memory, the record must say that its copy was whole."""
+    case.plan["layout"]["placement"] = "lent"
+    name = "purgatory found the image whole and left its record"
+    assert name in [c.name for c in case.outcome().checks if not c.ok]
+    case.saved.capture["purgatory"]["steps"].append({"step": "copy", "ms": 1, "bad": 0})
+    assert name not in [c.name for c in case.outcome().checks if not c.ok]
+
+
+@pytest.mark.parametrize(
     ("stays", "passes"),
     [(10_200_000, True), (10_933_000, True), (10_935_000, False), (9_999_999, False)],
 )
@@ -210,7 +243,7 @@ def test_an_exact_reservation_is_the_payload_and_hardly_more(
     case.plan["layout"]["segments"] = [
         {"name": name, "stored_bytes": n}
         for name, n in (("kernel", 8_000_000), ("initramfs", 2_000_000))
-    ] + [{"name": "entry", "stored_bytes": 900}]
+    ] + [{"name": "purgatory", "stored_bytes": 900}]
     case.plan["costs"] = {"taken_bytes": stays, "required_bytes": stays}
     failed = [c.name for c in case.outcome().checks if not c.ok]
     assert ("what stays reserved is little more than the payload" not in failed) is passes

@@ -600,7 +600,9 @@ def built(some: Facts, plan: Plan, **words: Any) -> dict[str, bytes]:
         kernel_file=bz_image(),
         initramfs=bytes(layout.segment("initramfs").stored_bytes),
         cmdline=plan.cmdline.encode(),
-        wait_seconds=plan.quiesce.wait_seconds,
+        lent=plan.lent,
+        quiesce=plan.quiesce,
+        on_mismatch=plan.on_mismatch,
         **words,
     )
 

@@ -269,6 +269,12 @@ class Settings:
         "PCI functions (bus-masters-off), wait where the kernel does not wait by itself (wait), wait "
         "until lent memory has not changed for SECONDS, LIMIT at most or 6 times that (watch)",
     )
+    on_mismatch: str = _setting(
+        "reset",
+        Choice(("reset", "boot")),
+        "what to do at the crash when the loaded image is damaged: reset the machine, or boot the "
+        "crash kernel all the same",
+    )
     allow_missing_user_data: bool = _setting(
         False, Bool(), "allow dump levels that want user data although lent memory has lost it"
     )

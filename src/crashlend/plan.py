@@ -33,6 +33,11 @@ if TYPE_CHECKING:
 USER_DATA_LEVELS = 2 | 4 | 8
 # `elfcorehdr=0x` and the longest address: its length must be known before its value
 STALL_SECONDS, STALL_SECONDS_PER_TIB = 300, 120
+# kernel/kexec_file.c, arch/x86/purgatory: it verifies the segments and loops when one is wrong
+KERNELS_PURGATORY = (
+    "kexec_file_load: the kernel's own purgatory runs, which keeps no record, does not wait, and "
+    "hangs where crashlend's would reset the machine"
+)
 CORE_HEADER_WORD = "elfcorehdr={:#x}"
 
 
@@ -76,6 +81,7 @@ class Plan:
     dump_level: int
     allow_missing_user_data: bool
     quiesce: Quiesce
+    on_mismatch: str
     costs: Costs
     load_variables: dict[str, str]
     cmdline: Optional[CrashCmdline] = None
@@ -127,6 +133,7 @@ def make_plan(
         dump_level=level,
         allow_missing_user_data=allow,
         quiesce=quiesce,
+        on_mismatch=settings.on_mismatch,
         costs=Costs(taken, lent.size),
         load_variables=variables,
         notes=(
@@ -158,7 +165,7 @@ def _complete(plan: Plan, facts: Facts, settings: Settings, payload: Payload) ->
             plan,
             cmdline=cmdline,
             costs=_costs(plan, ram),
-            notes=(*plan.notes, *lowmem.warnings(ram, facts.narrow_devices)),
+            notes=(*plan.notes, KERNELS_PURGATORY, *lowmem.warnings(ram, facts.narrow_devices)),
             incomplete="kexec_file_load: the kernel places the segments",
         )
     reservation = arch.main_reservation(facts)
@@ -174,7 +181,13 @@ def _complete(plan: Plan, facts: Facts, settings: Settings, payload: Payload) ->
         )
         length = len(line.encode())
         return line, arch.lay_out(
-            facts, payload.image, initramfs_bytes, length, plan.lent, settings.placement
+            facts,
+            payload.image,
+            initramfs_bytes,
+            length,
+            plan.lent,
+            settings.placement,
+            plan.quiesce,
         )
 
     cmdline, layout = lay_out([])

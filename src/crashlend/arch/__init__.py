@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""What each architecture must supply: the three hooks of the series, its image and entry code.
+"""What each architecture must supply: the three hooks of the series, its image and purgatory.
 
 ``reserve_lent``           which memory may be lent
 ``include_in_memory_map``  how the lent ranges reach the crash kernel
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from crashlend.facts import Facts
     from crashlend.formats.bzimage import BzImage
+    from crashlend.quiesce import Quiesce
     from crashlend.ranges import Range, Ranges
 
 
@@ -55,7 +56,8 @@ class Layout:
 
     ``control_pages`` is how many pages the kernel takes for itself from the bottom of the
     reservation, ``required_bytes`` how large it must be for all of it. ``placement`` is
-    ``reserved`` or ``lent``, ``placement_reason`` why.
+    ``reserved`` or ``lent``, ``placement_reason`` why. At ``record_phys`` purgatory writes what it
+    did, as JSON text.
     """
 
     segments: tuple[Segment, ...]
@@ -63,6 +65,7 @@ class Layout:
     program_headers: tuple[ProgramHeader, ...]
     cmdline_phys: int
     setup_data_phys: int
+    record_phys: int
     control_pages: int
     required_bytes: int
     placement: str
@@ -99,6 +102,7 @@ class Architecture(Protocol):
         cmdline_bytes: int,
         lent: Ranges,
         placement: str,
+        quiesce: Quiesce,
     ) -> Layout: ...
     def kernel_variants(self, facts: Facts) -> tuple[Facts, ...]: ...
     def build_segments(
@@ -110,7 +114,9 @@ class Architecture(Protocol):
         kernel_file: bytes,
         initramfs: bytes,
         cmdline: bytes,
-        wait_seconds: float,
+        lent: Ranges,
+        quiesce: Quiesce,
+        on_mismatch: str,
     ) -> dict[str, bytes]: ...
 
 

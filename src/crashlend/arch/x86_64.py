@@ -7,6 +7,7 @@ Documentation/arch/x86/boot.rst.
 
 from __future__ import annotations
 
+import hashlib
 from typing import TYPE_CHECKING, NamedTuple, Optional
 
 from crashlend.arch import Layout, MapEntry, Segment
@@ -15,7 +16,15 @@ from crashlend.errors import CrashlendError
 from crashlend.formats import bootparams, elfcore
 from crashlend.formats.bzimage import ENTRY_64_OFFSET, BzImage
 from crashlend.formats.elfcore import ProgramHeader
-from crashlend.purgatory.entry_x86_64 import MEMORY_BYTES, entry_code
+from crashlend.purgatory.x86_64 import (
+    RECORD_BYTES,
+    Copy,
+    Handover,
+    Region,
+    bus_master,
+    purgatory_bytes,
+    purgatory_code,
+)
 from crashlend.ranges import Range, Ranges, align_down, align_up
 from crashlend.sizes import mib
 
@@ -23,6 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from crashlend.facts import Facts
+    from crashlend.quiesce import Quiesce
 
 __all__ = ("kernel_variants",)  # of arch.Architecture, and lives elsewhere
 
@@ -32,6 +42,8 @@ GIB = 1 << 30
 LOW = Ranges([(0, MIB)])
 # ISA DMA and what firmware likes to touch; the kernel, too, keeps its crash image above it
 LENDABLE_FROM = 16 * MIB
+# what purgatory verifies besides itself; boot_params last, because its record is behind them
+VERIFIED = ("kernel", "initramfs", "elfcorehdr", "boot_params")
 
 RAM = "System RAM"
 RESERVED = "Reserved"
@@ -148,6 +160,7 @@ def lay_out(
     cmdline_bytes: int,
     lent: Ranges,
     placement: str,
+    quiesce: Quiesce,
 ) -> Layout:
     """Place every segment.
 
@@ -172,20 +185,19 @@ def lay_out(
     headers = exclude_from_vmcore(facts, lent)
     core = core_header_segment(reservation, headers)
     memory_map = include_in_memory_map(facts, core, lent)
-    extra = max(0, len(memory_map) - bootparams.E820_MAX)
-    setup_data = bootparams.SETUP_DATA.size + extra * bootparams.E820_ENTRY.size if extra else 0
-
-    params_bytes = bootparams.SIZE + align_up(cmdline_bytes + 1, 16) + setup_data
-    code_bytes = len(entry_code(kernel_entry=0, boot_params=0, wait_seconds=0, pm_timer_port=None))
+    params_bytes = bootparams.SIZE + align_up(cmdline_bytes + 1, 16)
+    params_bytes += bootparams.chain_bytes(len(memory_map), [RECORD_BYTES])
+    watched = len(lent) if quiesce.watch_seconds else 0
+    code_bytes = purgatory_bytes(len(VERIFIED), watched, len(quiesce.bus_masters))
     at = core.start
     above = [core]
-    for name, stored, memory in (
-        ("boot_params", params_bytes, params_bytes),
-        ("entry", code_bytes, MEMORY_BYTES),
-        ("initramfs", initramfs_bytes, initramfs_bytes),
+    for name, stored in (
+        ("boot_params", params_bytes),
+        ("purgatory", code_bytes),
+        ("initramfs", initramfs_bytes),
     ):
-        at -= align_up(memory, PAGE)
-        above.append(Segment(name, at, stored, align_up(memory, PAGE)))
+        at -= align_up(stored, PAGE)
+        above.append(Segment(name, at, stored, align_up(stored, PAGE)))
 
     shortest: Optional[int] = None
     reasons = {"reserved": "it fits there, out of reach of late DMA"}
@@ -208,6 +220,7 @@ def lay_out(
             program_headers=headers,
             cmdline_phys=params.start + bootparams.SIZE,
             setup_data_phys=params.start + bootparams.SIZE + align_up(cmdline_bytes + 1, 16),
+            record_phys=params.start + params.stored_bytes - RECORD_BYTES,
             control_pages=control,
             required_bytes=required,
             placement=way.placement,
@@ -315,11 +328,11 @@ def build_segments(
     kernel_file: bytes,
     initramfs: bytes,
     cmdline: bytes,
-    wait_seconds: float,
+    lent: Ranges,
+    quiesce: Quiesce,
+    on_mismatch: str,
 ) -> dict[str, bytes]:
     """The bytes of every segment of ``layout``, by its name."""
-    kernel = layout.segment("kernel")
-    params = layout.segment("boot_params")
     ramdisk = layout.segment("initramfs")
     page, setup_data = bootparams.build_boot_params(
         setup_header=image.setup_header,
@@ -332,20 +345,51 @@ def build_segments(
         setup_data_phys=layout.setup_data_phys,
         production=bytes.fromhex(facts.boot_params),
         rsdp_phys=facts.rsdp or 0,
+        more_data=[(bootparams.SETUP_CRASHLEND, b" " * RECORD_BYTES)],
     )
     line = (cmdline + b"\0").ljust(align_up(len(cmdline) + 1, 16), b"\0")
-    return {
+    segments = {
         "kernel": kernel_file[image.kernel_offset : image.kernel_offset + image.kernel_bytes],
         "initramfs": initramfs,
-        "entry": entry_code(
-            kernel_entry=layout.kernel_runs_at + ENTRY_64_OFFSET,
-            boot_params=params.start,
-            wait_seconds=wait_seconds,
-            pm_timer_port=facts.pm_timer_port,
-            copy=(kernel.start, layout.kernel_runs_at, kernel.memory_bytes)
-            if layout.kernel_runs_at != kernel.start
-            else (0, 0, 0),
-        ),
         "boot_params": page + line + setup_data,
         "elfcorehdr": elfcore.build_core_header(layout.program_headers),
     }
+    regions = tuple(_region(layout, name, segments[name]) for name in VERIFIED)
+    segments["purgatory"] = purgatory_code(
+        Handover(
+            kernel_entry=layout.kernel_runs_at + ENTRY_64_OFFSET,
+            boot_params=layout.segment("boot_params").start,
+            regions=regions,
+            copy=_copy(layout, regions[0]),
+            on_mismatch=on_mismatch,
+            wait_seconds=quiesce.wait_seconds,
+            bus_masters=tuple(map(bus_master, quiesce.bus_masters)),
+            lent=tuple((r.start, r.end) for r in lent),
+            watch_seconds=quiesce.watch_seconds,
+            watch_limit_seconds=quiesce.watch_limit_seconds,
+            pm_timer_port=facts.pm_timer_port,
+            serial_port=facts.serial_port,
+            reset_register=facts.reset_register,
+            record_phys=layout.record_phys,
+        )
+    )
+    return segments
+
+
+def _region(layout: Layout, name: str, data: bytes) -> Region:
+    """What purgatory verifies of a segment: whole pages, of which the kernel zeroes the rest.
+
+    Of boot_params only what lies before the record, which purgatory writes.
+    """
+    start = layout.segment(name).start
+    if name == "boot_params":
+        data = data[: layout.record_phys - start]
+    else:
+        data = data.ljust(align_up(len(data), PAGE), b"\0")
+    return Region(name, start, len(data), hashlib.sha256(data).digest())
+
+
+def _copy(layout: Layout, kernel: Region) -> Optional[Copy]:
+    if layout.kernel_runs_at == kernel.start:
+        return None
+    return Copy(kernel.start, layout.kernel_runs_at, kernel.size_bytes)

@@ -195,6 +195,22 @@ ram_ranges() {
   fi | sort -n
 }
 
+# purgatory_record NODES: what purgatory did between the kernels, the JSON object that it left in a
+# setup_data node of its own type; null when there is none, or what is there is none.
+purgatory_record() {
+  value='([0-9]+|true|false)'
+  step="\\{\"step\":\"[a-z-]+\"(,\"[a-z_]+\":$value)*\\}"
+  head="\\{\"steps\":\\[($step(,$step)*)?\\]"
+  tail="(,\"tsc_khz\":[0-9]+,\"clock\":\"[a-z]+\")?(,\"reset\":\"[a-zA-Z0-9_' -]*\")?\\}"
+  record=''
+  for node in "$1"/*; do
+    [ -r "$node/type" ] && read -r type <"$node/type" || continue
+    [ "$type" = 0x434c4e44 ] || continue
+    record=$(tr -cd '\040-\176' <"$node/data" | sed 's/ *$//' | grep -x -E "$head$tail")
+  done
+  printf %s "${record:-null}"
+}
+
 # panic_line DMESG: the line that says why, without its time stamp.
 panic_line() {
   for pattern in 'Kernel panic - not syncing' 'sysrq: Trigger a crash'; do
@@ -232,6 +248,7 @@ capture_json() {
   "vmcore": {"path": $(json_string "$vmcore"), "bytes": $VMCORE_BYTES},
   "dmesg": {"path": "dmesg.txt", "bytes": $DMESG_BYTES},
   "panic": $(json_string "$PANIC"),
+  "purgatory": $(purgatory_record /sys/kernel/boot_params/setup_data),
   "seconds": {
     "boot": $(json_seconds "$AT_BOOT"),
     "modules": $(json_seconds "$TOOK_MODULES"),

@@ -28,6 +28,7 @@ LENDING = (
     "placement",
     "shrink_margin",
     "dma_quiesce",
+    "on_mismatch",
 )
 PAYLOAD = ("kernel", "initramfs", "append")
 CAPTURE = ("dump_level", "allow_missing_user_data", "target", "path", "final_action", "hooks")

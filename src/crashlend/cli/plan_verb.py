@@ -24,6 +24,12 @@ if TYPE_CHECKING:
     from crashlend.plan import Plan
 
 
+ON_MISMATCH = {
+    "reset": "the machine is reset, the reason on its serial console",
+    "boot": "the crash kernel boots all the same (setting on_mismatch)",
+}
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_root(parser)
     parser.add_argument(
@@ -105,6 +111,8 @@ def cost_rows(plan: Plan) -> list[tuple[str, str]]:
         rows.append(("the crash kernel runs", f"{where[plan.layout.placement]}: {reason}"))
     rows.append(("loaded by", "kexec_file_load" if plan.syscall == "file" else "kexec_load"))
     rows.append(("waits for DMA", plan.quiesce.in_words()))
+    if plan.syscall == "load":
+        rows.append(("if the image is damaged", ON_MISMATCH[plan.on_mismatch]))
     return rows
 
 

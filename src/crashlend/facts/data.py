@@ -137,7 +137,8 @@ class Facts:
     ``own_blocks`` are the memory blocks that crashlend has made movable or is about to,
     ``lent_blocks`` those of them that are lent, ``lent_zone`` what the loaded image was given of a
     ZONE_MOVABLE that crashlend did not make. ``clean_runs`` is what may be lent of that zone, None
-    without a census.
+    without a census. ``serial_port`` is the I/O port of production's serial console (8250),
+    ``reset_register`` ACPI's, as (I/O port, value).
     """
 
     arch: str
@@ -173,6 +174,8 @@ class Facts:
     refusals: tuple[Refusal, ...]
     lent_blocks: tuple[int, ...]
     rounds_gib_outwards: Optional[bool]
+    serial_port: Optional[int] = None
+    reset_register: Optional[tuple[int, int]] = None
     own_blocks: tuple[int, ...] = ()
     lent_zone: tuple[tuple[int, int], ...] = ()
     block_census: tuple[BlockCensus, ...] = ()

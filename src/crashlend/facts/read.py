@@ -107,6 +107,10 @@ def read_facts(files: HostFiles, *, census: bool = False) -> Facts:
         pm_timer_port=reader.parsed(
             "/sys/firmware/acpi/tables/FACP", procfs.parse_fadt_pm_timer, None, optional=True
         ),
+        serial_port=_serial_port(reader),
+        reset_register=reader.parsed(
+            "/sys/firmware/acpi/tables/FACP", procfs.parse_fadt_reset, None, optional=True
+        ),
         boot_params=reader.raw("/sys/kernel/boot_params/data", optional=True).hex(),
         crash_size_bytes=reader.decimal("/sys/kernel/kexec_crash_size"),
         crash_loaded=reader.flag("/sys/kernel/kexec_crash_loaded"),
@@ -241,6 +245,20 @@ def _kernel_text(core: list[elfcore.ProgramHeader]) -> Optional[KernelText]:
         known = h.type == elfcore.PT_LOAD and h.phys != NO_PHYSICAL_ADDRESS
         if known and h.virt >= elfcore.KERNEL_TEXT_BASE:
             return KernelText(h.virt, h.phys, h.bytes)
+    return None
+
+
+def _serial_port(reader: Reader) -> Optional[int]:
+    """The I/O port of the last ``console=ttyS`` of production that is behind one.
+
+    The file reads 0x0 for a UART in memory (drivers/tty/serial/serial_core.c, port_show()).
+    """
+    consoles = re.findall(rb"(?:^|\s)console=(ttyS[0-9]+)", reader.raw("/proc/cmdline"))
+    for name in reversed(consoles):
+        path = f"/sys/class/tty/{name.decode()}/port"
+        port = reader.parsed(path, lambda data: int(data, 16), None, optional=True)
+        if port and 0 < port < 0x10000:
+            return port
     return None
 
 

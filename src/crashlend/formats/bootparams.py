@@ -18,7 +18,13 @@ E820_OFFSET = 0x2D0
 E820_MAX = 128
 E820_ENTRY = struct.Struct("<QQI")
 SETUP_DATA = struct.Struct("<QII")  # next, type, len
+SETUP_DATA_ALIGN = 16
 SETUP_E820_EXT = 1
+# purgatory's record. The kernel counts its own types up from 0 and marks indirect ones with bit 31
+# (SETUP_INDIRECT); these are four letters, "CLND". Of a type that it does not know it keeps the
+# memory (memblock_x86_reserve_range_setup_data) and shows the bytes in
+# /sys/kernel/boot_params/setup_data/N/{type,data} (arch/x86/kernel/ksysfs.c).
+SETUP_CRASHLEND = 0x434C4E44
 
 FIELDS = Layout(
     "boot_params",
@@ -60,11 +66,13 @@ def build_boot_params(
     setup_data_phys: int,
     production: bytes = b"",
     rsdp_phys: int = 0,
+    more_data: Sequence[tuple[int, bytes]] = (),
 ) -> tuple[bytes, bytes]:
-    """Return the zero page and the setup_data blob for what its 128 map entries cannot hold.
+    """Return the zero page and the blob of setup_data nodes behind it.
 
-    ``production`` is the running kernel's zero page (console state), ``setup_data_phys`` where
-    the caller will put the blob. The blob is empty when the map fits.
+    The nodes are what the page's 128 map entries cannot hold, if there is any, then ``more_data``:
+    (type, bytes). ``production`` is the running kernel's zero page (console state),
+    ``setup_data_phys`` where the caller will put the blob.
     """
     page = bytearray(SIZE)
     if len(production) >= SIZE:
@@ -87,12 +95,28 @@ def build_boot_params(
     first, rest = memory_map[:E820_MAX], memory_map[E820_MAX:]
     FIELDS.write(page, "e820_entries", len(first))
     page[E820_OFFSET : E820_OFFSET + E820_ENTRY.size * len(first)] = pack_e820(first)
-    blob = b""
-    if rest:
-        data = pack_e820(rest)
-        blob = SETUP_DATA.pack(0, SETUP_E820_EXT, len(data)) + data
+    nodes = [(SETUP_E820_EXT, pack_e820(rest))] if rest else []
+    blob = chain([*nodes, *more_data], setup_data_phys)
     HEADER.write(page, "setup_data", setup_data_phys if blob else 0)
     return bytes(page), blob
+
+
+def chain(nodes: Sequence[tuple[int, bytes]], phys: int) -> bytes:
+    """The (type, bytes) as one chain of setup_data that begins at ``phys``."""
+    out = b""
+    for number, (kind, data) in enumerate(nodes, 1):
+        used = len(out) + SETUP_DATA.size + len(data)
+        padding = -used % SETUP_DATA_ALIGN if number < len(nodes) else 0
+        following = phys + used + padding if number < len(nodes) else 0
+        out += SETUP_DATA.pack(following, kind, len(data)) + data + bytes(padding)
+    return out
+
+
+def chain_bytes(map_entries: int, more_bytes: Sequence[int]) -> int:
+    """The length of that chain for a memory map and for ``more_data`` of these lengths."""
+    extra = max(0, map_entries - E820_MAX) * E820_ENTRY.size
+    lengths = [*([extra] if extra else []), *more_bytes]
+    return len(chain([(0, bytes(length)) for length in lengths], 0))
 
 
 def efi_system_table(page: bytes) -> Optional[int]:

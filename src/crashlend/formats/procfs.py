@@ -166,6 +166,20 @@ def parse_decimal(data: bytes, what: str) -> int:
     return int(match.group(1))
 
 
+def parse_fadt_reset(data: bytes) -> Optional[tuple[int, int]]:
+    """The ACPI reset register as (I/O port, value) from the FADT (ACPI 6.5, 4.8.3.6); None: none.
+
+    Flag 10 (RESET_REG_SUP) of the u32 at 112, a generic address of 8 bits at 116, RESET_VALUE, a
+    byte at 128. Registers in memory or PCI configuration space are none here.
+    """
+    if len(data) < 129 or data[:4] != b"FACP":
+        return None
+    (flags,) = struct.unpack_from("<I", data, 112)
+    space, bits, _, _, address = struct.unpack_from("<BBBBQ", data, 116)
+    usable = flags & 1 << 10 and (space, bits) == (1, 8) and 0 < address < 0x10000
+    return (address, data[128]) if usable else None
+
+
 def parse_fadt_pm_timer(data: bytes) -> Optional[int]:
     """The I/O port of the ACPI PM timer from the FADT (ACPI 6.5, table 5.9); None: there is none.
 

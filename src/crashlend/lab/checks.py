@@ -37,7 +37,7 @@ KERNEL_BYTES = 72 * MIB
 SECTION = 128 * MIB
 PAGE_STRUCT = 64
 SWIOTLB_BYTES = 64 * MIB
-# an exact reservation: the payload, and what the kernel and the entry need besides
+# an exact reservation: the payload, and what the kernel and purgatory need besides
 EXACT_FACTOR, EXACT_BYTES = 1.02, 7 * MIB // 10
 LENDERS = {"cma", "movable-zone", "movable"}
 OUT_OF_MEMORY = ("System is deadlocked on memory", "Out of memory", "page allocation failure")
@@ -69,9 +69,9 @@ def _checks(spec: Spec, report: Report, plan: dict[str, Any], saved: Saved) -> I
     yield from _idempotent(report)
     yield from _proven(spec, report, plan)
     yield from _shrunk(spec, report, plan)
-    yield from _waited(report, plan)
     yield from _on_cpu(spec, saved)
     yield _came_up(report)
+    yield from _between_the_kernels(report, plan, saved)
     yield from _ram_as_planned(plan, report, saved)
     yield _dump_saved(saved, report)
     yield _dump_opens(saved)
@@ -279,14 +279,25 @@ def _shrunk(spec: Spec, report: Report, plan: dict[str, Any]) -> Iterator[Check]
         )
 
 
-def _waited(report: Report, plan: dict[str, Any]) -> Iterator[Check]:
-    """The crash kernel did not come up before the planned wait for DMA was over."""
+def _between_the_kernels(report: Report, plan: dict[str, Any], saved: Saved) -> Iterator[Check]:
+    """Purgatory waited as long as planned, verified the image, and the capture has its record."""
+    if not plan.get("layout"):
+        return
     planned = (plan.get("quiesce") or {}).get("wait_seconds") or 0
     took = report.between("crashing", "crash_kernel")
     if planned and took is not None:
-        yield Check(
-            "the entry code waited for DMA", took >= planned, f"{took} s, {planned:g} s planned"
-        )
+        yield Check("purgatory waited for DMA", took >= planned, f"{took} s, {planned:g} s planned")
+    if not saved.capture:
+        return
+    record = saved.capture.get("purgatory") or {}
+    steps = {step.get("step"): step for step in record.get("steps", [])}
+    wait, verify = steps.get("wait", {}).get("ms", 0), steps.get("verify", {})
+    copied = plan["layout"].get("placement") != "lent" or steps.get("copy", {}).get("bad") == 0
+    yield Check(
+        "purgatory found the image whole and left its record",
+        verify.get("bad") == 0 and wait >= planned * 1000 and copied,
+        ", ".join(f"{name} {step.get('ms')} ms" for name, step in steps.items()) or "no record",
+    )
 
 
 def _on_cpu(spec: Spec, saved: Saved) -> Iterator[Check]:

@@ -72,17 +72,13 @@ class CrashImage:
             _load_by_file(self.kernel, self.initramfs, self.cmdline)
             return
         segments = [(s, self.segments[s.name]) for s in self.layout.segments]
-        kexec.load(self.layout.segment("entry").start, [*segments, *((f, b"") for f in fillers)])
+        kexec.load(
+            self.layout.segment("purgatory").start, [*segments, *((f, b"") for f in fillers)]
+        )
 
 
 def build_image(plan: Plan, facts: Facts, files: Files) -> CrashImage:
     """Make the bytes that a complete plan describes."""
-    if plan.quiesce.bus_masters or plan.quiesce.watch_seconds:
-        raise CrashlendError(
-            "cannot stop bus masters or watch memory",
-            "this version's entry code only waits",
-            hint="use --dma-quiesce wait=SECONDS",
-        )
     cmdline = plan.cmdline.encode() if plan.cmdline else b""
     padding = align_up(len(files.initramfs), 4) - len(files.initramfs)
     initramfs = files.initramfs + bytes(padding) + load_archive(plan.load_variables)
@@ -95,7 +91,9 @@ def build_image(plan: Plan, facts: Facts, files: Files) -> CrashImage:
             kernel_file=files.kernel,
             initramfs=initramfs,
             cmdline=cmdline,
-            wait_seconds=plan.quiesce.wait_seconds,
+            lent=plan.lent,
+            quiesce=plan.quiesce,
+            on_mismatch=plan.on_mismatch,
         )
     return CrashImage(plan.layout, segments, files.kernel, initramfs, cmdline)
 
