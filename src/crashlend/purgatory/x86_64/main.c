@@ -67,6 +67,7 @@ static void step_self(void)
 	bool whole = is_whole();
 	u64 passed = cycles() - begin;
 
+	record_begin(whole);
 	if (!whole)
 		mismatch("purgatory");
 	clock_calibrate();
@@ -183,7 +184,6 @@ static void step_copy(void)
 void purgatory(void)
 {
 	exceptions_install();
-	record_begin();
 	step_self();
 	step_bus_masters_off();
 	step_wait();

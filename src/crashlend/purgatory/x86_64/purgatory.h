@@ -142,7 +142,7 @@ _Noreturn void purgatory(void);
 void bus_masters_off(u32 *present, u32 *cleared);
 
 /* record.c */
-void record_begin(void);
+void record_begin(bool trusted);
 void record_step(const char *name, u64 cycles);
 void record_number(const char *key, u64 value);
 void record_bool(const char *key, bool value);

@@ -6,6 +6,15 @@
  */
 #include "purgatory.h"
 
+/* arch/x86/include/uapi/asm/setup_data.h; the type is crashlend's own, formats/bootparams.py */
+struct setup_data {
+	u64 next;
+	u32 type;
+	u32 bytes;
+};
+
+#define SETUP_CRASHLEND 0x434c4e44
+
 static struct text steps;		/* ends behind the last complete step */
 static struct text step;		/* ends inside the one being written */
 static bool some;
@@ -35,9 +44,22 @@ static void record_close(const char *reason)
 		*text.end = '\n';
 }
 
-void record_begin(void)
+/*
+ * Where the parameters cannot be trusted, the node's own header has to agree with them: blanks must
+ * not be written over memory that is to be dumped.
+ */
+static bool node_agrees(void)
+{
+	const struct setup_data *node = (const struct setup_data *)handover.record - 1;
+
+	return node->type == SETUP_CRASHLEND && node->bytes == handover.record_bytes;
+}
+
+void record_begin(bool trusted)
 {
 	if (!handover.record || !handover.record_bytes)
+		return;
+	if (!trusted && !node_agrees())
 		return;
 	steps.at = (char *)handover.record;
 	steps.end = steps.at + handover.record_bytes - 1;
@@ -82,8 +104,11 @@ void record_step_end(void)
 		record_close(NULL);
 }
 
+/* Also before the record was begun, where an exception came too early. */
 void record_reset(const char *reason)
 {
+	if (!steps.at)
+		record_begin(false);
 	if (steps.at)
 		record_close(reason);
 }
