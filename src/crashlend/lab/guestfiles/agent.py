@@ -7,6 +7,7 @@ Reports one JSON object per line on the second serial port.
 from __future__ import annotations
 
 import ctypes
+import itertools
 import json
 import mmap
 import os
@@ -73,6 +74,15 @@ def node_states() -> dict[str, tuple[int, dict[str, int]]]:
         words = (node / "meminfo").read_text().split("MemTotal:")[1].split()
         nodes[node.name[4:]] = (int(words[0]) * 1024, block_states(node))
     return nodes
+
+
+def cpus_by_node() -> list[set[int]]:
+    """The CPUs of each NUMA node that has any; one set where the kernel knows no nodes."""
+    found = []
+    for node in sorted(Path("/sys/devices/system/node").glob("node[0-9]*")):
+        cpus = {int(cpu.name[3:]) for cpu in node.glob("cpu[0-9]*")}
+        found += [cpus] if cpus else []
+    return found or [os.sched_getaffinity(0)]
 
 
 def crash_ranges() -> list[list[int]]:
@@ -239,7 +249,11 @@ class Poison:
         """Fill lent memory as far as user space gets, and at least 64 MiB of the rest."""
         lent_pages = sum(end - start for start, end in self.lent)
         inside = outside = 0
+        everywhere = os.sched_getaffinity(0)
+        near = itertools.cycle(cpus_by_node())
         while meminfo()["MemAvailable"] > KEEP_AVAILABLE + CHUNK:
+            # in turn from each node: memory of a distant one is taken when the near one has no more
+            os.sched_setaffinity(0, next(near))
             self.chunks.append(Chunk())
             self.mark(self.chunks[-1])
             gained = self.chunks[-1].lent_pages
@@ -249,6 +263,7 @@ class Poison:
                 break
             if not lent_pages and outside * PAGE >= 256 << 20:
                 break
+        os.sched_setaffinity(0, everywhere)
         return self.settle()
 
 
