@@ -15,6 +15,7 @@ from crashlend.lab.kills import check_kills
 from crashlend.lab.shape import check_shape
 from crashlend.lab.spec import Check
 from crashlend.lab.watch import crash_kernel_lines, last_panic
+from crashlend.lab.working import check_work
 from crashlend.ranges import Ranges
 from crashlend.sizes import mib, parse_size
 
@@ -70,6 +71,7 @@ def _checks(spec: Spec, report: Report, plan: dict[str, Any], saved: Saved) -> I
     yield from _proven(spec, report, plan)
     yield from _shrunk(spec, report, plan)
     yield from _on_cpu(spec, saved)
+    yield from check_work(spec, report)
     yield _came_up(report)
     yield from _between_the_kernels(report, plan, saved)
     yield from _ram_as_planned(plan, report, saved)

@@ -48,7 +48,7 @@ STAGES = {
     "scanned": "/proc/vmcore is examined",
 }
 DISK_FREE_BYTES = 700 << 20
-GUEST_PROGRAMS = ("init", "agent.py", "probe.py", "kill.py", "victims.py", "scan.py")
+GUEST_PROGRAMS = ("init", "agent.py", "probe.py", "kill.py", "victims.py", "scan.py", "loads.py")
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,8 @@ import tty
 from array import array
 from pathlib import Path
 
+import loads
+
 PAGE = 4096
 CHUNK = 32 << 20
 PFN_MASK = (1 << 55) - 1
@@ -299,8 +301,12 @@ def main() -> None:
             return
     lent: list[list[int]] = []
     filler = Filler()
+    working = loads.Loads()
     for command in job["commands"]:
         words = command["argv"]
+        if command["program"] == "agent" and words[0] == "work":
+            working.take(*words[1:])
+            continue
         if command["program"] == "agent":
             what, share, cache_bytes = words
             report(what, **filler.fill(float(share), int(cache_bytes)))
@@ -335,6 +341,8 @@ def main() -> None:
     if job["poison"]:
         report("filled", **poison.fill())
     os.sync()
+    for result in working.go_on():
+        report("working", **result, **loads.use_of(lent))
     if job["poison"]:
         # the last look: what moved since gets the pattern of its new place
         report("poisoned", **poison.settle())
