@@ -8,8 +8,10 @@ PYTEST := $(BIN)/pytest -q
 RESULTS := build/trials
 JOBS ?= 2
 PURGATORY := src/crashlend/purgatory
+N ?= 60
+SEED ?= $(shell date +%Y%m%d)
 
-.PHONY: help demo test unit trials check trial exact bench bare purgatory docs clean
+.PHONY: help demo test unit trials check trial exact bench bare purgatory docs clean soak
 
 help: ## this list
 	@awk -F':.*## ' '/^[a-z]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' Makefile
@@ -38,6 +40,10 @@ exact: .venv/.dev ## ask 64 guests for the smallest reservation they take; write
 bench: .venv/.lab ## what kexec-tools and crashlend need, measured (an hour); writes docs/benchmarks.md
 	$(BIN)/crashlend lab bench --jobs $(JOBS) -o docs/benchmarks.md --data docs/results/bench.json \
 	  --quote docs/what-it-costs.md
+
+soak: .venv/.lab ## crash N=60 random guests of SEED=... (default: today); goes on where it was ended
+	$(BIN)/crashlend lab soak --trials $(N) --seed $(SEED) --jobs $(JOBS) -o build/soak-$(SEED) --resume \
+	  --report docs/soak.md --data docs/results/soak.json --explained docs/results/soak-explained.json
 
 check: .venv/.dev ## linters and types
 	$(BIN)/ruff check .

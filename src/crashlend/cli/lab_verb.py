@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Crash real kernels in QEMU: demo, trial, bench, kernels."""
+"""Crash real kernels in QEMU: demo, trial, bench, soak, kernels."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from crashlend.cli import bench
+from crashlend.cli import bench, soak
 from crashlend.cli.main import size_argument
 from crashlend.cli.output import print_json, progress
 from crashlend.config import table
@@ -32,6 +32,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
     benched = subs.add_parser("bench", help="what kexec-tools and crashlend need, side by side")
     bench.add_arguments(benched)
+
+    soaked = subs.add_parser("soak", help="random trials from a seed, each of which must go well")
+    soak.add_arguments(soaked)
 
     kernels = subs.add_parser("kernels", help="which kernels there are; fetch one")
     kernels.add_argument("--json", action="store_true", help="print JSON (schema 1)")
@@ -154,7 +157,7 @@ def run(args: argparse.Namespace) -> int:
     from crashlend.lab.qemu import find_qemu
 
     find_qemu()  # before anything is fetched
-    if args.what == "trial" and args.firmware == "uefi":
+    if args.what == "soak" or (args.what == "trial" and args.firmware == "uefi"):
         find_ovmf()
     if args.what == "demo":
         from crashlend.cli.demo import run_demo
@@ -162,6 +165,8 @@ def run(args: argparse.Namespace) -> int:
         return run_demo(args)
     if args.what == "bench":
         return bench.run_bench(args)
+    if args.what == "soak":
+        return soak.run_soak(args)
     from crashlend.cli.trials import announce, show_outcome
     from crashlend.lab.trial import run_trial
 

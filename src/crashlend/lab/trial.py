@@ -161,8 +161,12 @@ def run_trial(
     keep: Path | None = None,
     say: Say = silent,
     on_event: Callable[[dict[str, Any]], None] = lambda event: None,
+    given_up: Callable[[], str] = lambda: "",
 ) -> Outcome:
-    """Run one trial. CrashlendError when the lab itself can't; LostVmError when QEMU dies."""
+    """Run one trial. CrashlendError when the lab itself can't; LostVmError when QEMU dies.
+
+    ``given_up`` is asked about once a second, and says why the guest is to end early.
+    """
     with ExitStack() as stack:
         if keep is None:
             directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="crashlend-")))
@@ -198,7 +202,7 @@ def run_trial(
             directory,
             timeout_seconds=spec.timeout_seconds,
             on_event=on_event,
-            is_lost=watch.is_lost if spec.impatient else lambda: "",
+            is_lost=lambda: given_up() or (watch.is_lost() if spec.impatient else ""),
         )
         saved = read_saved(disk, directory)
         plan = load_answer(report).get("plan", {})
