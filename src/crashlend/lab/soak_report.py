@@ -123,10 +123,11 @@ def _memory(result: Result) -> str:
     return next((words for limit, words in limits if size <= limit), "more than 3 GiB")
 
 
+WHEN = {"": "", "before": "before lending", "into": "into lent memory", "last": "begun last"}
 KINDS: dict[str, Callable[[Result], str]] = {
     "kernel": lambda r: f"{r['kernel']}",
     "lender": lambda r: f"{r['source']}",
-    "load": lambda r: f"{r['load']} {r['load_when']}".strip(),
+    "load": lambda r: f"{r['load']} {WHEN[r['load_when']]}".strip(),
     "crash": lambda r: f"{r['crash']}",
     "firmware, machine": lambda r: f"{r['firmware']}, {r['machine']}",
     "placement": lambda r: f"{r['placement']}",
@@ -181,7 +182,7 @@ def _odd(results: Sequence[Result], explained: Mapping[str, str]) -> str:
 
 def guest(result: Result) -> str:
     """One guest in a line."""
-    load = f"{result['load']} {result['load_amount'] or ''} {result['load_when']}".split()
+    load = f"{result['load']} {result['load_amount'] or ''} {WHEN[result['load_when']]}".split()
     return (
         f"{result['kernel']}, {mib(result['memory_bytes'])}, CPUs {result['cpus']}, nodes "
         f"{result['nodes']}, {result['firmware']} {result['machine']}, {result['source']} "
