@@ -158,6 +158,19 @@ def test_a_lost_machine_is_tried_once_more_and_counted_apart(tmp_path: Path) -> 
     }
 
 
+def test_a_defect_of_the_lab_ends_no_other_trial(tmp_path: Path) -> None:
+    """It has no verdict, and its traceback lies with the trial's files."""
+
+    def stumble(spec: Spec) -> Outcome:
+        raise KeyError("nodes")
+
+    results = run(tmp_path, Lab({3: stumble}))
+    assert [r["verdict"] for r in results.values()].count(PASSED) == 5
+    assert (results[3]["verdict"], results[3]["machine_lost"]) == (VOID, False)
+    assert "KeyError" in results[3]["why"]
+    assert "stumble" in (tmp_path / "failed/3/traceback.txt").read_text()
+
+
 def test_what_has_a_verdict_is_not_run_again(tmp_path: Path) -> None:
     """A lost dump is a verdict, a lost machine is none; the last result of a guest counts."""
 

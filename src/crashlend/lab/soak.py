@@ -10,6 +10,7 @@ from __future__ import annotations
 import shutil
 import threading
 import time
+import traceback
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Callable
@@ -102,6 +103,11 @@ class Soak:
                 result = void(error)
                 if not isinstance(error, LostVmError):
                     break
+            except Exception as error:  # a defect of the lab's must not end the other trials
+                result = void(CrashlendError("the lab itself failed", repr(error)))
+                where.mkdir(parents=True, exist_ok=True)
+                (where / "traceback.txt").write_text(traceback.format_exc())
+                break
             else:
                 result = digest(case, outcome)
                 break
