@@ -24,6 +24,8 @@ from crashlend.lab.packages import Say, cache_directory, locked, silent, write_a
 if TYPE_CHECKING:
     from crashlend.lab.kernels import Kernel
 
+# the hook after the dump looks at all of it, under emulation
+HOOK_SECONDS = 300
 TARGET = Target(
     spec=f"LABEL={LAB_LABEL}",
     fstype="ext4",
@@ -45,7 +47,7 @@ def build_capture(kernel: Kernel, hooks: Path, say: Say = silent, *, disk: str =
     more = tuple(Want(name, "the lab's disk") for name in DISK_MODULES[disk])
     target = replace(TARGET, wants=(*TARGET.wants, *more))
     key = hashlib.sha256(build_root(kernel, say).name.encode())
-    key.update(disk.encode())
+    key.update(f"{disk} {HOOK_SECONDS}".encode())
     for package in ("crashlend.capture", "crashlend.formats"):
         for item in sorted(files(package).iterdir(), key=lambda item: item.name):
             if item.is_file():
@@ -62,7 +64,9 @@ def build_capture(kernel: Kernel, hooks: Path, say: Say = silent, *, disk: str =
             with tempfile.TemporaryDirectory(prefix="crashlend-") as directory:
                 root = Path(directory)
                 fill_root(root, kernel, userland(kernel, say))
-                spec = CaptureSpec(release=kernel.release, target=target, hooks=hooks)
+                spec = CaptureSpec(
+                    release=kernel.release, target=target, hooks=hooks, hook_timeout=HOOK_SECONDS
+                )
                 write_atomically(place, build_initramfs(root, spec).data)
     return place
 

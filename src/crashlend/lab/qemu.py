@@ -60,7 +60,8 @@ class Machine:
     """A virtual machine. Sizes in bytes; ``words`` is the kernel's command line.
 
     ``nodes``: NUMA nodes, which share memory and CPUs evenly. ``spare_bytes`` and ``spare_cpus`` are
-    what may be plugged in while it runs.
+    what may be plugged in while it runs. ``memory_file``: the file that is its memory, shared with who
+    has it open, too; empty: memory of its own. Only without nodes.
     """
 
     kernel: Path
@@ -78,6 +79,7 @@ class Machine:
     extra: tuple[str, ...] = ()  # more words for QEMU: devices, how far its nodes are apart
     spare_bytes: int = 0
     spare_cpus: int = 0
+    memory_file: str = ""
 
     def argv(self, directory: Path) -> list[str]:
         """QEMU's words; sockets and logs go into ``directory``."""
@@ -123,6 +125,8 @@ class Machine:
         backend = "memory-backend-ram,id={},size={},reserve=off"
         if self.nodes < 2:
             words = ["-machine", f"{self.machine},memory-backend=ram"]
+            if self.memory_file:
+                backend = "memory-backend-file,id={},size={},share=on,mem-path=" + self.memory_file
             return [*words, "-object", backend.format("ram", self.memory_bytes)]
         words = ["-machine", self.machine]
         pages = self.memory_bytes // PAGE

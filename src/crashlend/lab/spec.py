@@ -50,7 +50,8 @@ class Spec:
     (kexec_file_load). ``scan``: the crash kernel looks at /proc/vmcore after the dump, with Python,
     for which a small one has no memory. ``impatient``: end the machine as soon as its crash
     kernel is known to be lost (see watch.py). ``devices`` are more words for QEMU, ``spare_bytes`` and
-    ``spare_cpus`` what may be plugged in while the guest runs.
+    ``spare_cpus`` what may be plugged in while the guest runs. ``proof``: the guest is stopped at purgatory's
+    entry, and raw /proc/vmcore compared with its memory then, byte for byte (witness.py).
     """
 
     kernel: Kernel
@@ -88,6 +89,7 @@ class Spec:
     devices: tuple[str, ...] = ()
     spare_bytes: int = 0
     spare_cpus: int = 0
+    proof: bool = False
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from crashlend.errors import EXIT_FAILED, EXIT_NOT_LOADED, EXIT_REFUSED
 from crashlend.lab.spec import LOST, REFUSED, Command, Trial
+from crashlend.lab.suite_bytes import BYTES
 from crashlend.lab.suite_exact import EXACT
 from crashlend.lab.suite_shapes import SHAPES
 from crashlend.sizes import GIB, MIB
@@ -344,4 +345,5 @@ SUITE = (
     ),
     *EXACT,
     *SHAPES,
+    *BYTES,
 )

@@ -30,6 +30,7 @@ from crashlend.lab.qemu import Disk, Machine, Report, choose_accel, run_machine
 from crashlend.lab.shape import shape
 from crashlend.lab.spec import Check, Saved, Spec
 from crashlend.lab.watch import Watch
+from crashlend.lab.witness import STOP, Witness
 from crashlend.sizes import format_size
 
 if TYPE_CHECKING:
@@ -48,7 +49,16 @@ STAGES = {
     "scanned": "/proc/vmcore is examined",
 }
 DISK_FREE_BYTES = 700 << 20
-GUEST_PROGRAMS = ("init", "agent.py", "probe.py", "kill.py", "victims.py", "scan.py", "loads.py")
+GUEST_PROGRAMS = (
+    "init",
+    "agent.py",
+    "probe.py",
+    "kill.py",
+    "victims.py",
+    "scan.py",
+    "loads.py",
+    "vmcore.py",
+)
 
 
 @dataclass(frozen=True)
@@ -64,6 +74,7 @@ class Outcome:
     kept: str
     death_by_memory: str = ""  # the crash kernel's last words, see checks.death_by_memory
     console: str = ""  # both kernels', for people
+    bytes: dict[str, Any] | None = None  # see witness.py
 
     @property
     def ok(self) -> bool:
@@ -141,6 +152,7 @@ class Outcome:
                 for event in report.events
                 if event.get("event") == "killed"
             ],
+            "bytes": self.bytes,
             "kept": self.kept or None,
         }
 
@@ -179,6 +191,7 @@ def run_trial(
         accel = choose_accel(spec.accel, spec.kernel.vmlinuz, directory)
         spec = replace(spec, accel=accel)
         disk = make_lab_disk(spec, directory, say)
+        witness = stack.enter_context(Witness(spec.memory_bytes)) if spec.proof else None
         machine = Machine(
             kernel=spec.kernel.vmlinuz,
             initramfs=boot,
@@ -192,21 +205,31 @@ def run_trial(
             firmware=spec.firmware,
             machine=spec.machine,
             nodes=spec.nodes,
-            extra=spec.devices,
+            extra=(*spec.devices, *(witness.words if witness else ())),
             spare_bytes=spec.spare_bytes,
             spare_cpus=spec.spare_cpus,
+            memory_file=witness.memory.path if witness else "",
         )
         watch = Watch(directory / "console.log", time.monotonic)
+
+        def seen(event: dict[str, Any]) -> None:
+            on_event(event)
+            if witness:
+                witness.notice(event)
+
         report = run_machine(
             machine,
             directory,
             timeout_seconds=spec.timeout_seconds,
-            on_event=on_event,
+            on_event=seen,
             is_lost=lambda: given_up() or (watch.is_lost() if spec.impatient else ""),
+            actions=witness.actions if witness else None,
         )
         saved = read_saved(disk, directory)
         plan = load_answer(report).get("plan", {})
         checks = run_checks(spec, report, plan, saved)
+        if witness:
+            checks += witness.checks(plan)
         console = read_console(directory)
         outcome = Outcome(
             spec=spec,
@@ -218,6 +241,7 @@ def run_trial(
             kept=str(keep) if keep else "",
             death_by_memory=death_by_memory(console, report.lost),
             console=console,
+            bytes=witness.to_json() if witness else None,
         )
         if keep is not None:
             (keep / "events.json").write_text(json.dumps(report.events, indent=1))
@@ -276,11 +300,12 @@ def make_lab_disk(spec: Spec, directory: Path, say: Say) -> Path:
         )
         with as_file(files("crashlend.lab").joinpath("guestfiles")) as guestfiles:
             for file in GUEST_PROGRAMS:
-                if file == "scan.py" and not spec.scan:
+                if {"scan.py": spec.scan, "vmcore.py": spec.proof}.get(file) is False:
                     continue
                 shutil.copy(guestfiles / file, tree / file)
         hooks = lay_out_hooks(tree)
         commands = spec.commands or (load_command(spec, spec.loader, production_words(spec)),)
+        commands += (STOP,) if spec.proof else ()
         if not spec.build_in_guest:
             shutil.copy(build_capture(spec.kernel, hooks, say, disk=spec.disk), tree / "initramfs")
             if any(command.program == "kexec" for command in commands):

@@ -351,4 +351,5 @@ def main() -> None:
     crash(job["crash"])
 
 
-main()
+if __name__ == "__main__":
+    main()
