@@ -11,6 +11,7 @@ import pytest
 
 from crashlend.formats.elfcore import KERNEL_TEXT_BASE, PT_LOAD
 from crashlend.lab.bytes import Comparison, Load, Piece, choose_flips, flip, shown
+from crashlend.lab.spec import Saved
 from crashlend.lab.witness import Witness
 from crashlend.sizes import MIB
 
@@ -25,13 +26,14 @@ PLAN: dict[str, Any] = {
     "lent": [LENT],
     "reservation": [[3 * MIB, 4 * MIB]],
     "layout": {
-        "segments": [{"name": "entry", "start": ENTRY}],
+        "segments": [{"name": "purgatory", "start": ENTRY}],
         "program_headers": [
             {"type": PT_LOAD, "phys": x.phys, "bytes": x.end - x.phys, "virt": x.virt}
             for x in (TEXT, *RAM)
         ],
     },
 }
+NOTHING = Saved({}, "", None)
 EQUAL = Comparison(5 * MIB + 4096, 1281, 0, 0, ())
 
 
@@ -39,6 +41,7 @@ EQUAL = Comparison(5 * MIB + 4096, 1281, 0, 0, ())
 def witness() -> Iterator[Witness]:
     """What a witness of a sound trial knows at its end."""
     with Witness(8 * MIB) as found:
+        found.plan = PLAN
         found.entry = found.stopped_at = ENTRY
         found.pieces = (Piece(0, 8 * MIB, 0),)
         found.loads = (TEXT, *RAM)
@@ -54,15 +57,15 @@ def witness() -> Iterator[Witness]:
         yield found
 
 
-def failing(witness: Witness, plan: dict[str, Any] = PLAN) -> list[str]:
+def failing(witness: Witness) -> list[str]:
     """The first words of what does not hold."""
-    return [" ".join(c.name.split()[:3]) for c in witness.checks(plan) if not c.ok]
+    return [" ".join(c.name.split()[:3]) for c in witness.checks(NOTHING) if not c.ok]
 
 
 def test_a_sound_trial_passes(witness: Witness) -> None:
     """All checks hold, and the figures are in them."""
     assert not failing(witness)
-    details = " ".join(check.detail for check in witness.checks(PLAN))
+    details = " ".join(check.detail for check in witness.checks(NOTHING))
     assert f"{5 * MIB + 4096} bytes in 3 PT_LOADs compared, 0 differ" in details
     assert "7 bits flipped, which 9 bytes show; 9 bytes differ" in details
 
@@ -130,4 +133,4 @@ def test_a_trial_that_never_came_to_the_crash_fails() -> None:
     with Witness(8 * MIB) as witness:
         assert len(failing(witness)) == 4
         witness.error = "the gdb stub: it hung up"
-        assert all("hung up" in check.detail for check in witness.checks(PLAN))
+        assert all("hung up" in check.detail for check in witness.checks(NOTHING))

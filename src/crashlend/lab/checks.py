@@ -48,7 +48,7 @@ def run_checks(spec: Spec, report: Report, plan: dict[str, Any], saved: Saved) -
     """All checks that apply, in the order in which things happened."""
     if spec.loader != "crashlend":
         return [_commands(report), _came_up(report), _dump_saved(saved, report), _dump_opens(saved)]
-    if spec.crash == "none":
+    if spec.crash == "none" or spec.flips:
         return [
             _commands(report),
             *check_shape(spec, report, plan),

@@ -108,6 +108,10 @@ class GdbStub:
         self._send(INTERRUPT)
         self.wait_for_stop(ANSWER_SECONDS)
 
+    def kill(self) -> None:
+        """End the machine."""
+        self._send(packet("k"))
+
     def instruction_pointer(self) -> int:
         """RIP of the CPU that stopped."""
         registers = bytes.fromhex(self.command("g"))

@@ -61,7 +61,8 @@ class Machine:
 
     ``nodes``: NUMA nodes, which share memory and CPUs evenly. ``spare_bytes`` and ``spare_cpus`` are
     what may be plugged in while it runs. ``memory_file``: the file that is its memory, shared with who
-    has it open, too; empty: memory of its own. Only without nodes.
+    has it open, too; empty: memory of its own. Only without nodes. ``memory_private``: what the machine
+    writes to it is the machine's alone.
     """
 
     kernel: Path
@@ -80,6 +81,7 @@ class Machine:
     spare_bytes: int = 0
     spare_cpus: int = 0
     memory_file: str = ""
+    memory_private: bool = False
 
     def argv(self, directory: Path) -> list[str]:
         """QEMU's words; sockets and logs go into ``directory``."""
@@ -126,7 +128,9 @@ class Machine:
         if self.nodes < 2:
             words = ["-machine", f"{self.machine},memory-backend=ram"]
             if self.memory_file:
-                backend = "memory-backend-file,id={},size={},share=on,mem-path=" + self.memory_file
+                share = "off" if self.memory_private else "on"
+                backend = "memory-backend-file,id={},size={},share=" + share
+                backend += f",mem-path={self.memory_file}"
             return [*words, "-object", backend.format("ram", self.memory_bytes)]
         words = ["-machine", self.machine]
         pages = self.memory_bytes // PAGE
@@ -166,17 +170,19 @@ def run_machine(
     on_event: Callable[[dict[str, Any]], None] = lambda event: None,
     is_lost: Callable[[], str] = lambda: "",
     actions: Mapping[str, Action] | None = None,
+    on_start: Callable[[Host], None] | None = None,
 ) -> Report:
     """Run the machine until it powers off or resets, or until the deadline.
 
     ``is_lost`` is asked about once a second; as soon as it says why nothing more can come, the
     machine is ended and the report has the reason. ``actions``: what the guest may ask of the host,
-    beside QMP (host.py).
+    beside QMP (host.py). ``on_start`` is called once the machine is there.
     LostVmError when QEMU itself fails. QEMU dies with this process, however that dies.
     """
     report = Report()
     path = directory / "report.sock"
-    path.unlink(missing_ok=True)  # of an earlier run in the same directory
+    for old in (path, directory / SOCKET):  # of an earlier run in the same directory
+        old.unlink(missing_ok=True)
     host = Host(directory, actions)
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(os.path.relpath(path) if len(str(path)) > 100 else str(path))
@@ -194,6 +200,9 @@ def run_machine(
         try:
             connection = _accept(listener, process, directory)
             with connection:
+                if on_start is not None:
+                    _await_monitor(process, directory)
+                    on_start(host)
                 deadline = begin + timeout_seconds
                 report.timed_out = not _read_events(
                     connection, report, begin, deadline, on_event, is_lost, host
@@ -218,6 +227,17 @@ def _accept(
             if process.poll() is not None:
                 raise _lost(directory, f"QEMU ended with {process.returncode}") from None
     raise _lost(directory, "QEMU did not start within 20 s")
+
+
+def _await_monitor(process: subprocess.Popen[bytes], directory: Path) -> None:
+    """QEMU opens its monitor after the guest's ports."""
+    for _ in range(400):
+        if (directory / SOCKET).exists():
+            return
+        if process.poll() is not None:
+            break
+        time.sleep(0.05)
+    raise _lost(directory, "QEMU has no monitor")
 
 
 def _read_events(

@@ -51,7 +51,9 @@ class Spec:
     for which a small one has no memory. ``impatient``: end the machine as soon as its crash
     kernel is known to be lost (see watch.py). ``devices`` are more words for QEMU, ``spare_bytes`` and
     ``spare_cpus`` what may be plugged in while the guest runs. ``proof``: the guest is stopped at purgatory's
-    entry, and raw /proc/vmcore compared with its memory then, byte for byte (witness.py).
+    entry, and raw /proc/vmcore compared with its memory then, byte for byte (witness.py). ``flips``: it is
+    stopped there and started again with so many bits flipped in each segment of the image, one at a
+    time (flips.py).
     """
 
     kernel: Kernel
@@ -90,6 +92,7 @@ class Spec:
     spare_bytes: int = 0
     spare_cpus: int = 0
     proof: bool = False
+    flips: int = 0
 
 
 @dataclass(frozen=True)

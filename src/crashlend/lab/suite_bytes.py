@@ -49,6 +49,7 @@ BYTES = (
         "6.1",
         "movable-zone",
         cmdline="movablecore=500M crashkernel=128M",
+        lend_bytes=192 * MIB,  # early boot's data is in the zone, too
     ),
     _bytes(
         "zone-lent",
@@ -56,6 +57,7 @@ BYTES = (
         "7.3",
         "movable-zone",
         cmdline="movablecore=500M crashkernel=20M",
+        lend_bytes=192 * MIB,
         placement="lent",
     ),
     _bytes(

@@ -11,6 +11,7 @@ from crashlend.errors import EXIT_FAILED, EXIT_NOT_LOADED, EXIT_REFUSED
 from crashlend.lab.spec import LOST, REFUSED, Command, Trial
 from crashlend.lab.suite_bytes import BYTES
 from crashlend.lab.suite_exact import EXACT
+from crashlend.lab.suite_flips import FLIPS
 from crashlend.lab.suite_shapes import SHAPES
 from crashlend.sizes import GIB, MIB
 
@@ -346,4 +347,5 @@ SUITE = (
     *EXACT,
     *SHAPES,
     *BYTES,
+    *FLIPS,
 )

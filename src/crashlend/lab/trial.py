@@ -15,7 +15,7 @@ import subprocess
 import tempfile
 import time
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from importlib.resources import as_file, files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Callable
@@ -23,6 +23,8 @@ from typing import TYPE_CHECKING, Any, Callable
 from crashlend.errors import CrashlendError
 from crashlend.lab.captures import build_capture, lay_out_hooks
 from crashlend.lab.checks import death_by_memory, run_checks
+from crashlend.lab.entry_stop import STOP, EntryStop
+from crashlend.lab.flips import Flips
 from crashlend.lab.guest import build_boot_initramfs, build_root, pack_ext4
 from crashlend.lab.loaders import INITRAMFS, kexec_initramfs, load_command
 from crashlend.lab.packages import find_tool, silent
@@ -30,7 +32,7 @@ from crashlend.lab.qemu import Disk, Machine, Report, choose_accel, run_machine
 from crashlend.lab.shape import shape
 from crashlend.lab.spec import Check, Saved, Spec
 from crashlend.lab.watch import Watch
-from crashlend.lab.witness import STOP, Witness
+from crashlend.lab.witness import Witness
 from crashlend.sizes import format_size
 
 if TYPE_CHECKING:
@@ -74,7 +76,7 @@ class Outcome:
     kept: str
     death_by_memory: str = ""  # the crash kernel's last words, see checks.death_by_memory
     console: str = ""  # both kernels', for people
-    bytes: dict[str, Any] | None = None  # see witness.py
+    at_entry: dict[str, Any] = field(default_factory=dict)  # what entry_stop.py saw, by its name
 
     @property
     def ok(self) -> bool:
@@ -152,7 +154,7 @@ class Outcome:
                 for event in report.events
                 if event.get("event") == "killed"
             ],
-            "bytes": self.bytes,
+            **self.at_entry,
             "kept": self.kept or None,
         }
 
@@ -191,7 +193,9 @@ def run_trial(
         accel = choose_accel(spec.accel, spec.kernel.vmlinuz, directory)
         spec = replace(spec, accel=accel)
         disk = make_lab_disk(spec, directory, say)
-        witness = stack.enter_context(Witness(spec.memory_bytes)) if spec.proof else None
+        stop = stop_of(spec)
+        if stop:
+            stack.enter_context(stop)
         machine = Machine(
             kernel=spec.kernel.vmlinuz,
             initramfs=boot,
@@ -205,17 +209,17 @@ def run_trial(
             firmware=spec.firmware,
             machine=spec.machine,
             nodes=spec.nodes,
-            extra=(*spec.devices, *(witness.words if witness else ())),
+            extra=(*spec.devices, *(stop.words if stop else ())),
             spare_bytes=spec.spare_bytes,
             spare_cpus=spec.spare_cpus,
-            memory_file=witness.memory.path if witness else "",
+            memory_file=stop.memory.path if stop else "",
         )
         watch = Watch(directory / "console.log", time.monotonic)
 
         def seen(event: dict[str, Any]) -> None:
             on_event(event)
-            if witness:
-                witness.notice(event)
+            if stop:
+                stop.notice(event)
 
         report = run_machine(
             machine,
@@ -223,13 +227,15 @@ def run_trial(
             timeout_seconds=spec.timeout_seconds,
             on_event=seen,
             is_lost=lambda: given_up() or (watch.is_lost() if spec.impatient else ""),
-            actions=witness.actions if witness else None,
+            actions=stop.actions if stop else None,
         )
+        if stop:
+            stop.finish(machine, say)
         saved = read_saved(disk, directory)
         plan = load_answer(report).get("plan", {})
         checks = run_checks(spec, report, plan, saved)
-        if witness:
-            checks += witness.checks(plan)
+        if stop:
+            checks += stop.checks(saved)
         console = read_console(directory)
         outcome = Outcome(
             spec=spec,
@@ -241,12 +247,19 @@ def run_trial(
             kept=str(keep) if keep else "",
             death_by_memory=death_by_memory(console, report.lost),
             console=console,
-            bytes=witness.to_json() if witness else None,
+            at_entry={stop.name: stop.to_json()} if stop else {},
         )
         if keep is not None:
             (keep / "events.json").write_text(json.dumps(report.events, indent=1))
             (keep / "trial.json").write_text(json.dumps(outcome.to_json(), indent=1))
         return outcome
+
+
+def stop_of(spec: Spec) -> EntryStop | None:
+    """What is to be done where purgatory begins, if anything."""
+    if spec.proof:
+        return Witness(spec.memory_bytes)
+    return Flips(spec.memory_bytes, spec.flips) if spec.flips else None
 
 
 def remove_traces(directory: Path) -> None:
@@ -305,7 +318,7 @@ def make_lab_disk(spec: Spec, directory: Path, say: Say) -> Path:
                 shutil.copy(guestfiles / file, tree / file)
         hooks = lay_out_hooks(tree)
         commands = spec.commands or (load_command(spec, spec.loader, production_words(spec)),)
-        commands += (STOP,) if spec.proof else ()
+        commands += (STOP,) if spec.proof or spec.flips else ()
         if not spec.build_in_guest:
             shutil.copy(build_capture(spec.kernel, hooks, say, disk=spec.disk), tree / "initramfs")
             if any(command.program == "kexec" for command in commands):
