@@ -11,7 +11,7 @@ PURGATORY := src/crashlend/purgatory
 N ?= 60
 SEED ?= $(shell date +%Y%m%d)
 
-.PHONY: help demo test unit trials check trial exact bench bare purgatory docs clean soak
+.PHONY: help demo test unit trials check trial exact bench census soak bare purgatory docs clean
 
 help: ## this list
 	@awk -F':.*## ' '/^[a-z]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' Makefile
@@ -61,7 +61,11 @@ purgatory: ## compile the code that runs between the two kernels
 	cp build/purgatory/x86_64.bin build/purgatory/x86_64.cc $(PURGATORY)/
 	chmod 644 $(PURGATORY)/x86_64.bin
 
-docs: .venv/.dev ## regenerate what the documents take from the code (docs/settings.md)
+census: .venv/.dev ## how fast the census is on this host (a minute; root: its own memory, too)
+	$(BIN)/python tools/census_bench.py > docs/census-speed.md
+
+docs: .venv/.dev ## regenerate what the documents take from the code (settings.md, census.md)
+	$(BIN)/python tools/census_doc.py > docs/census.md
 	{ printf "\043 Settings\n\nKeys of the section [crashlend] in /etc/crashlend.conf, and flags of the same name.\n\n"; \
 	  $(BIN)/crashlend config --markdown; } > docs/settings.md
 

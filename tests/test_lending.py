@@ -299,6 +299,49 @@ def test_a_block_with_kernel_pages_after_onlining_is_not_lent(state: State) -> N
     assert_sound(machine, state)
 
 
+def test_poison_that_comes_while_a_block_is_taken_keeps_it_online(state: State) -> None:
+    """Hazard 2: it is not lent, and not even its undoing takes it offline again."""
+
+    class Late(FakeBlocks):
+        def census(self, index: int) -> BlockCensus:
+            late = self.machine.zone[index] == "Movable"
+            return BlockCensus(index, PAGES - 6, 0, 5 * late, 0, 0, int(late))
+
+    machine = Machine()
+    taken, _ = lending.take(
+        Late(machine),
+        state,
+        [Candidate(39, 0)],
+        1,
+        [NodeRoom(0, 8)],
+        deadline_seconds=1,
+        say=quiet,
+    )
+    assert taken == []
+    assert machine.log == [("offline", 39), ("online_movable", 39)]
+    assert state.blocks[39]["step"] == SPOILED
+
+
+def test_a_balloons_pages_right_after_onlining_were_there_before(state: State) -> None:
+    """Hazard 4: PageOffline that did not move away; the block goes home."""
+
+    class Balloon(FakeBlocks):
+        def census(self, index: int) -> BlockCensus:
+            return BlockCensus(index, PAGES - 1, 0, 0, 0, 0, 0, offline=1)
+
+    machine = Machine()
+    taken, refused = lending.take(
+        Balloon(machine),
+        state,
+        [Candidate(39, 0)],
+        1,
+        [NodeRoom(0, 8)],
+        deadline_seconds=1,
+        say=quiet,
+    )
+    assert (taken, [r.index for r in refused], machine.zone[39]) == ([], [39], "Normal")
+
+
 def test_a_dirty_block_that_cannot_go_home_is_never_lent(state: State) -> None:
     """It stays movable and on the books, but facts do not count it as lent until it is clean."""
     machine = Machine(dirty={39}, stuck={39})
@@ -567,6 +610,34 @@ def test_census_counts_the_pages_of_one_block(
     census = blocks.census(1)
     assert (census.poisoned, census.unmovable, census.huge, census.free) == (2, 3, 4, PAGES - 9)
     assert blocks.census(2).free == PAGES
+
+
+@pytest.mark.parametrize(
+    ("corrupted", "poisoned", "at_large"),
+    [(0, {}, False), (0, {1: 1}, False), (8192, {1: 1, 2: 1}, False), (8192, {1: 1}, True)],
+)
+def test_poison_is_at_large_when_pages_show_less_of_it(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    corrupted: int,
+    poisoned: dict[int, int],
+    at_large: bool,
+) -> None:
+    """Poison whose block is known bars that block alone; an offline block's is not known."""
+    for index in (1, 2, 3):
+        (tmp_path / f"memory{index}").mkdir()
+        (tmp_path / f"memory{index}/state").write_text("offline" if index == 3 else "online")
+    monkeypatch.setattr(memory_blocks, "BASE", tmp_path)
+
+    class Pages(MemoryBlocks):
+        def meminfo(self) -> dict[str, int]:
+            return {"HardwareCorrupted": corrupted}
+
+        def census(self, index: int) -> BlockCensus:
+            assert index != 3
+            return BlockCensus(index, 0, 0, 0, 0, 0, poisoned.get(index, 0))
+
+    assert Pages(BLOCK).poison_at_large() is at_large
 
 
 def test_zones_of_a_host_are_summed_up() -> None:

@@ -36,8 +36,8 @@ def host(tmp_path: Path) -> TreeFiles:
 def test_census_comes_along_without_the_page_flags(host: TreeFiles) -> None:
     data, facts = take_snapshot(host, census=True)
     assert facts.block_census == (
-        BlockCensus(0, free=4, movable=0, unmovable=0, unknown=0, huge=0, poisoned=0),
-        BlockCensus(1, free=1, movable=0, unmovable=3, unknown=0, huge=0, poisoned=0),
+        BlockCensus(0, 4, 0, 0, 0, 0, 0, kinds={"free": 4}),
+        BlockCensus(1, 1, 0, 3, 0, 0, 0, kinds={"slab": 3, "free": 1}),
     )
     snapshot = ArchiveFiles(data, "snapshot")
     assert read_facts(snapshot).block_census == facts.block_census

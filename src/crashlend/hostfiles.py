@@ -21,6 +21,8 @@ MANIFEST = "crashlend-snapshot.json"
 CENSUS = "/proc/crashlend-census.json"
 # ... and where the clean memory of a ZONE_MOVABLE was.
 CLEAN_RUNS = "/proc/crashlend-clean-runs.json"
+# ... and what lent memory held, with or without a census of all the rest.
+LENT_PAGES = "/proc/crashlend-lent-pages.json"
 # No file read here is larger; a truncated one is said to be so by its parser.
 MAX_BYTES = 64 * 1024 * 1024
 # What tarfile and the decompressors below it raise for damaged archives.
@@ -94,6 +96,9 @@ class ArchiveFiles:
                     if member.isfile():
                         stream = archive.extractfile(member)
                         self.files[path] = stream.read(MAX_BYTES) if stream else b""
+                    elif member.isdir():
+                        # an empty one, too, is a sign: only that it exists is known of some
+                        self.dirs.setdefault(path, set())
                     while path != "/":
                         parent, _, leaf = path.rpartition("/")
                         self.dirs.setdefault(parent or "/", set()).add(leaf)

@@ -14,7 +14,7 @@ import tarfile
 from typing import TYPE_CHECKING
 
 from crashlend.facts import Facts, read_facts
-from crashlend.hostfiles import CENSUS, CLEAN_RUNS, MANIFEST, MAX_BYTES
+from crashlend.hostfiles import CENSUS, CLEAN_RUNS, LENT_PAGES, MANIFEST, MAX_BYTES
 from crashlend.jsonable import to_json
 
 if TYPE_CHECKING:
@@ -80,6 +80,8 @@ def take_snapshot(files: HostFiles, *, census: bool = False) -> tuple[bytes, Fac
         recorder.found[CENSUS] = json.dumps(to_json(facts.block_census)).encode()
     if facts.clean_runs is not None:
         recorder.found[CLEAN_RUNS] = json.dumps(to_json(facts.clean_runs)).encode()
+    if facts.lent_pages is not None:
+        recorder.found[LENT_PAGES] = json.dumps(to_json(facts.lent_pages)).encode()
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w:gz", compresslevel=9) as archive:
         if KERNEL_LOG in recorder.found:

@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING
 
 from crashlend import config
 from crashlend.arch import for_machine
+from crashlend.cli.census_table import census_json, census_lines
 from crashlend.cli.drawing import draw_memory, memory_layers
 from crashlend.cli.hosts import CAPTURE, LENDING, PAYLOAD, facts_from, files_if_any, settings_from
 from crashlend.cli.main import add_root
 from crashlend.cli.output import can_show, print_json, print_rows, printable, progress
+from crashlend.facts.pages import PAGE_FLAGS
 from crashlend.plan import make_plan
 from crashlend.ranges import Ranges
 from crashlend.sizes import mib
@@ -47,10 +49,17 @@ def run(args: argparse.Namespace) -> int:
     plan = make_plan(facts, settings, files.payload if files else None)
     if plan.incomplete == "no kernel image was given" and why_not:
         plan = replace(plan, incomplete=why_not)
+    census = bool(args.census and facts.block_census)
     if args.json:
-        print_json(plan.to_json())
-    else:
-        show_plan(plan, facts, verbose=args.verbose)
+        extra = {"census": census_json(plan, facts)} if census else {}
+        print_json({**plan.to_json(), **extra})
+        return 0
+    show_plan(plan, facts, verbose=args.verbose)
+    if census:
+        print("\n" + "\n".join(census_lines(plan, facts, verbose=args.verbose)))
+    elif args.census:
+        why = facts.missing.get(PAGE_FLAGS, "this snapshot was taken without --census")
+        print(f"note: there is no census: {why}")
     return 0
 
 

@@ -18,6 +18,9 @@ from crashlend.cli.output import print_json, print_rows, progress
 from crashlend.errors import EXIT_DONE, EXIT_NOT_LOADED, EXIT_UNKNOWN
 from crashlend.facts import STATE_PATH
 from crashlend.hostfiles import open_host
+from crashlend.jsonable import to_json
+from crashlend.lenders import spoiled
+from crashlend.lenders.census import PAGE
 from crashlend.ranges import Ranges
 from crashlend.sizes import mib
 from crashlend.system import loading
@@ -60,6 +63,9 @@ def run(args: argparse.Namespace) -> int:
             "of lent memory; disable it and run crashlend load"
         )
     lent = Ranges(tuple(r) for r in record.get("lent", [])) if by_us else Ranges()
+    looked = facts.lent_pages if lent else None
+    if lent:
+        problems += spoiled.problems(facts)
     reservation = for_machine(facts.arch).reservations(facts).size or facts.crash_size_bytes or 0
     if args.json:
         print_json(
@@ -70,7 +76,13 @@ def run(args: argparse.Namespace) -> int:
                 "verified_in_memory": verified,
                 "lender": record.get("lender") if by_us else None,
                 "reservation_bytes": reservation,
-                "lent": {"bytes": lent.size, "ranges": lent.to_json()},
+                "lent": {
+                    "bytes": lent.size,
+                    "ranges": lent.to_json(),
+                    # None: its pages could not be looked at
+                    "pages": looked.kinds if looked else None,
+                    "unfit": to_json(looked.unfit) if looked else None,
+                },
                 "problems": problems,
                 "recovered": list(recovered),
             }
@@ -84,6 +96,8 @@ def run(args: argparse.Namespace) -> int:
             rows.append(
                 ("shared until the crash", f"{mib(lent.size)}, lender {record.get('lender')}")
             )
+            if looked and looked.kinds.get("offline"):
+                rows.append(("of it in a balloon", mib(looked.kinds["offline"] * PAGE)))
             rows.append(("the crash kernel has", mib(int(record.get("crash_kernel_bytes") or 0))))
         print_rows(rows)
         for problem in problems:
@@ -136,7 +150,7 @@ def find_problems(facts: Facts, state: dict[str, Any]) -> list[str]:
                 f"lent memory block {key} is not movable any more and may hold kernel data; "
                 "run crashlend reload now"
             )
-        elif record.get("step") == "lent" and _is_idle(block, loaded, in_use, size):
+        elif record.get("step") == "lent" and _is_idle(facts, block, loaded, in_use):
             problems.append(
                 f"memory block {key} is movable, but no crash kernel of crashlend's uses it; "
                 "run crashlend load or unload"
@@ -156,7 +170,13 @@ def find_problems(facts: Facts, state: dict[str, Any]) -> list[str]:
     return problems
 
 
-def _is_idle(block: MemoryBlock, loaded: dict[str, Any], in_use: Ranges, size: int) -> bool:
-    """Whether a block is lent to nobody: an unload or a smaller load was killed, or gave up."""
+def _is_idle(facts: Facts, block: MemoryBlock, loaded: dict[str, Any], in_use: Ranges) -> bool:
+    """Whether a block is lent to nobody: an unload or a smaller load was killed, or gave up.
+
+    Not one of which a balloon has all that there is.
+    """
+    size = facts.block_bytes or 1
     where = Ranges([(block.index * size, (block.index + 1) * size)])
+    if loaded.get("step") == "loaded" and not spoiled.fit(facts, where):
+        return False
     return loaded.get("step") != "loading" and not in_use.meets(where)

@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import Optional
 
 from crashlend.formats.procfs import Resource, Zone
-from crashlend.lenders.census import BlockCensus
+from crashlend.lenders.census import BlockCensus, Unfit
 
 
 @dataclass(frozen=True)
@@ -129,6 +129,19 @@ class Refusal:
 
 
 @dataclass(frozen=True)
+class LentPages:
+    """What is lent, or could be as it is, looked at page by page.
+
+    ``unfit``: where pages are that must not be lent, of crashlend's own blocks, of the kernel's
+    ``,cma`` ranges and of what the loaded image was given. ``kinds`` counts the pages of the
+    latter.
+    """
+
+    unfit: tuple[Unfit, ...] = ()
+    kinds: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Facts:
     """All that is known of one host; see the module for what absence means.
 
@@ -136,9 +149,10 @@ class Facts:
     only in part; None until a load since boot has shown it (arch/x86_64_tables.py).
     ``own_blocks`` are the memory blocks that crashlend has made movable or is about to,
     ``lent_blocks`` those of them that are lent, ``lent_zone`` what the loaded image was given of a
-    ZONE_MOVABLE that crashlend did not make. ``clean_runs`` is what may be lent of that zone, None
-    without a census. ``serial_port`` is the I/O port of production's serial console (8250),
-    ``reset_register`` ACPI's, as (I/O port, value).
+    ZONE_MOVABLE that crashlend did not make, ``lent_now`` all that it was given. ``clean_runs`` is
+    what may be lent of that zone, None without a census. ``lent_pages`` is None where the pages of
+    lent memory could not be looked at. ``serial_port`` is the I/O port of production's serial
+    console (8250), ``reset_register`` ACPI's, as (I/O port, value).
     """
 
     arch: str
@@ -183,6 +197,8 @@ class Facts:
     pci_functions: tuple[PciFunction, ...] = ()
     endless_writers: tuple[EndlessWriter, ...] = ()
     watchdogs: tuple[Watchdog, ...] = ()
+    lent_now: tuple[tuple[int, int], ...] = ()
+    lent_pages: Optional[LentPages] = None
     missing: dict[str, str] = field(default_factory=dict)
 
     @property

@@ -20,12 +20,14 @@ Pairs = tuple[tuple[int, int], ...]
 class OwnRecord:
     """All memory blocks that the record names, the lent ones of them, and what is lent of a zone.
 
+    ``lent`` is all memory that the loaded image was given.
     ``rounds_gib_outwards`` is what an earlier load has shown of the kernel; None: nothing yet.
     """
 
     blocks: tuple[int, ...] = ()
     lent_blocks: tuple[int, ...] = ()
     lent_zone: Pairs = ()
+    lent: Pairs = ()
     rounds_gib_outwards: Optional[bool] = None
 
 
@@ -40,7 +42,8 @@ def _parse(data: bytes) -> OwnRecord:
     if not isinstance(blocks, dict):
         raise ValueError("it is damaged")
     loaded, learned = value.get("loaded"), value.get("learned")
-    zone = loaded.get("zone", []) if isinstance(loaded, dict) else []
+    given = loaded if isinstance(loaded, dict) else {}
+    zone, lent = given.get("zone", []), given.get("lent", [])
     rounds = learned.get("rounds_gib_outwards") if isinstance(learned, dict) else None
     known = {int(index): block for index, block in blocks.items() if isinstance(block, dict)}
     return OwnRecord(
@@ -48,5 +51,6 @@ def _parse(data: bytes) -> OwnRecord:
         # any other step is on its way
         tuple(sorted(index for index, block in known.items() if block.get("step") == "lent")),
         from_json(Pairs, zone),
+        from_json(Pairs, lent),
         rounds if isinstance(rounds, bool) else None,
     )

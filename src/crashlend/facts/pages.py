@@ -4,25 +4,30 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Optional
 
-from crashlend.errors import CrashlendError
-from crashlend.facts.own import Pairs
-from crashlend.hostfiles import CENSUS, CLEAN_RUNS
+from crashlend.errors import CrashlendError, FormatError
+from crashlend.facts.data import LentPages
+from crashlend.facts.own import OwnRecord, Pairs
+from crashlend.hostfiles import CENSUS, CLEAN_RUNS, LENT_PAGES
 from crashlend.jsonable import from_json
 from crashlend.lenders.census import (
     ENTRY_BYTES,
     MIN_RUN_BYTES,
     BlockCensus,
+    Unfit,
     clean_runs,
+    count_kinds,
     count_pages,
     is_reserved,
+    unfit_units,
 )
 from crashlend.ranges import Ranges
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from crashlend.facts.data import MemoryBlock
     from crashlend.facts.reader import Reader
@@ -30,6 +35,9 @@ if TYPE_CHECKING:
 
 PAGE = 4096
 PAGE_FLAGS = "/proc/kpageflags"
+CHUNK_PAGES = 1 << 18  # a GiB at a time
+# what counts of blocks written before there were kinds leave out
+OLDER = {"offline": 0, "kinds": {}}
 UNMARKED = "it does not mark the kernel's own code as reserved, so early boot's data would not show"
 
 
@@ -54,7 +62,9 @@ def page_census(
     recorded = PageCensus(
         reader.parsed(
             CENSUS,
-            lambda data: from_json(tuple[BlockCensus, ...], json.loads(data)),
+            lambda data: from_json(
+                tuple[BlockCensus, ...], [{**OLDER, **row} for row in json.loads(data)]
+            ),
             (),
             optional=True,
         ),
@@ -69,6 +79,60 @@ def page_census(
         reader.missing[PAGE_FLAGS] = UNMARKED
         return replace(looked, clean_runs=None)
     return looked
+
+
+def lent_pages(
+    reader: Reader,
+    blocks: tuple[MemoryBlock, ...],
+    block_bytes: Optional[int],
+    own: OwnRecord,
+    cma_ranges: Optional[Pairs],
+) -> Optional[LentPages]:
+    """What lent memory holds now; None where that can't be seen.
+
+    A look at what could be lent as it is takes a few ms per GiB and is therefore always made.
+    """
+    recorded = reader.parsed(
+        LENT_PAGES, lambda data: from_json(LentPages, json.loads(data)), None, optional=True
+    )
+    if recorded is not None:
+        return recorded
+    size = block_bytes or 0
+    online = Ranges((b.index * size, (b.index + 1) * size) for b in blocks if b.state == "online")
+    mine = Ranges(
+        (b.index * size, (b.index + 1) * size)
+        for b in blocks
+        if b.is_movable and b.index in own.blocks
+    )
+    # what is offline or gone is no matter of its pages
+    lent = Ranges(own.lent) & online if blocks else Ranges(own.lent)
+    unfit: list[Unfit] = []
+    kinds: Counter[str] = Counter()
+    try:
+        for first, last in _chunks(lent | mine | Ranges(cma_ranges or ())):
+            flags = _flags(reader, first, last)
+            unfit += unfit_units(flags, first)
+            for part in lent & Ranges([(first * PAGE, last * PAGE)]):
+                begin, end = part.start // PAGE - first, part.end // PAGE - first
+                kinds.update(count_kinds(flags[begin * ENTRY_BYTES : end * ENTRY_BYTES]))
+    except (OSError, CrashlendError):
+        return None
+    return LentPages(tuple(unfit), dict(kinds))
+
+
+def _chunks(memory: Ranges) -> Iterator[tuple[int, int]]:
+    """Its whole pages, [first, last + 1), a chunk at a time."""
+    for run in memory.align_inwards(PAGE):
+        for at in range(run.start // PAGE, run.end // PAGE, CHUNK_PAGES):
+            yield at, min(at + CHUNK_PAGES, run.end // PAGE)
+
+
+def _flags(reader: Reader, first: int, last: int) -> bytes:
+    length = (last - first) * ENTRY_BYTES
+    flags = reader.files.read(PAGE_FLAGS, length, offset=first * ENTRY_BYTES)
+    if len(flags) < length:
+        raise FormatError(PAGE_FLAGS, "it ends too early", offset=len(flags))
+    return flags
 
 
 def _look(

@@ -17,7 +17,7 @@ from crashlend.facts.data import (
     Refusal,
 )
 from crashlend.facts.own import own_record
-from crashlend.facts.pages import page_census
+from crashlend.facts.pages import lent_pages, page_census
 from crashlend.facts.pci import narrow_devices, pci_functions
 from crashlend.facts.reader import Reader
 from crashlend.facts.watchdogs import watchdogs
@@ -65,6 +65,7 @@ def read_facts(files: HostFiles, *, census: bool = False) -> Facts:
     cpu_flags = _cpu_flags(reader)
     functions = pci_functions(reader)
     own = own_record(reader)
+    cma_ranges = _cma_ranges(reader, release, meminfo)
     looked = page_census(
         reader,
         iomem,
@@ -114,7 +115,7 @@ def read_facts(files: HostFiles, *, census: bool = False) -> Facts:
         boot_params=reader.raw("/sys/kernel/boot_params/data", optional=True).hex(),
         crash_size_bytes=reader.decimal("/sys/kernel/kexec_crash_size"),
         crash_loaded=reader.flag("/sys/kernel/kexec_crash_loaded"),
-        cma_ranges=_cma_ranges(reader, release, meminfo),
+        cma_ranges=cma_ranges,
         lockdown=_lockdown(reader),
         kexec_load_disabled=reader.flag("/proc/sys/kernel/kexec_load_disabled"),
         # absent in Linux 6.1, there in 6.12: how many more crash images may be loaded; -1: any number
@@ -137,6 +138,8 @@ def read_facts(files: HostFiles, *, census: bool = False) -> Facts:
         pci_functions=functions,
         endless_writers=endless_writers(reader, functions),
         watchdogs=watchdogs(reader),
+        lent_now=own.lent,
+        lent_pages=lent_pages(reader, blocks, block_bytes, own, cma_ranges),
         missing=dict(sorted(reader.missing.items())),
     )
 

@@ -6,7 +6,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from crashlend.errors import RefusedError
-from crashlend.lenders import Offer
+from crashlend.lenders import Offer, spoiled
+from crashlend.lenders.census import KINDS
 from crashlend.ranges import Ranges
 from crashlend.sizes import mib
 
@@ -14,9 +15,16 @@ if TYPE_CHECKING:
     from crashlend.facts import Facts
 
 
-def offer_cma(facts: Facts, asked_bytes: int, lendable: Ranges) -> Offer:
-    """Take the kernel's ranges as they are.
+# as of a zone: see lenders/zone.py
+MOST_RUNS = 256
+# With one of these the range is no CMA any more; all others come and go in one that is.
+KERNELS = tuple(k.name for k in KINDS if k.counted == "unmovable")
 
+
+def offer_cma(facts: Facts, asked_bytes: int, lendable: Ranges, *, whole: bool = False) -> Offer:
+    """Take the kernel's ranges as they are, without units that have a page that must not be lent.
+
+    ``whole``: nothing can be left out, because the kernel hands them over by itself.
     RefusedError when they are not CMA any more: a range that crosses into another zone fails to
     activate and goes back to ordinary use, but stays listed (mm/cma.c, Linux 6.17 to 7.3).
     """
@@ -30,10 +38,10 @@ def offer_cma(facts: Facts, asked_bytes: int, lendable: Ranges) -> Offer:
             hint="dmesg says 'could not be activated'; drop kernelcore=/movablecore= or use "
             "--lender movable",
         )
-    if facts.meminfo.get("HardwareCorrupted", 0):
+    if facts.lent_pages is None and facts.meminfo.get("HardwareCorrupted", 0):
         raise RefusedError(
             "the kernel's crashkernel CMA ranges must not be lent",
-            "the kernel counts poisoned memory, which may lie in them",
+            "the kernel counts poisoned memory, which may lie in them: their pages can't be looked at",
             hint="replace the memory; until then --lend 0",
         )
     if facts.iomem and not lendable.covers(ranges):
@@ -41,6 +49,31 @@ def offer_cma(facts: Facts, asked_bytes: int, lendable: Ranges) -> Offer:
             "the kernel's crashkernel CMA ranges must not be lent",
             "they are not plain System RAM in /proc/iomem",
             hint="please report this host's `crashlend snapshot`",
+        )
+    if facts.iomem and facts.lent_pages is None:
+        notes.append("the pages of the kernel's ranges can't be looked at: /proc/kpageflags")
+    kernels = [kind for kind in KERNELS if kind in spoiled.kinds_in(facts, ranges)]
+    if kernels:
+        raise RefusedError(
+            "the kernel's crashkernel CMA ranges must not be lent",
+            f"they hold pages that are not movable ({spoiled.words(kernels)}): they are in ordinary "
+            "use",
+            hint="please report this host's `crashlend snapshot`",
+        )
+    made, ranges = ranges, ranges - spoiled.left_out(facts)
+    ranges = Ranges(sorted(ranges, key=lambda r: -r.size)[:MOST_RUNS])
+    kinds = spoiled.words(spoiled.kinds_in(facts, made))
+    if whole and ranges != made:
+        raise RefusedError(
+            "kexec_file_load can't leave out a part of the kernel's CMA ranges",
+            f"they hold pages that must not be lent ({kinds}), and the kernel gives all of them to "
+            "the crash kernel",
+            hint="--syscall load, where lockdown allows it; or wait until those pages are gone",
+        )
+    if ranges != made:
+        notes.append(
+            f"{mib(made.size - ranges.size)} of the kernel's ranges are left out: they hold pages "
+            f"that must not be lent ({kinds})"
         )
     if 0 < ranges.size < asked_bytes:
         notes.append(f"the kernel made {mib(ranges.size)} of the {mib(asked_bytes)} asked for")

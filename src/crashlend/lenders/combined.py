@@ -92,8 +92,9 @@ def _ask(name: str, facts: Facts, missing: int, got: Ranges, settings: Settings)
             "this kernel made no memory range for crashkernel=SIZE,cma",
             hint="it needs CONFIG_CMA, Linux 6.17 and that word; --lender movable works on any",
         )
-    # its ranges are taken whole or not at all
-    return offer_cma(facts, missing, lendable)
+    # its ranges are taken as they are, however much is asked for
+    by_the_kernel = settings.syscall == "file" or facts.lockdown in ("integrity", "confidentiality")
+    return offer_cma(facts, missing, lendable, whole=by_the_kernel)
 
 
 def _combine(facts: Facts, offers: Sequence[Offer], asked: int, got: Ranges) -> Offer:

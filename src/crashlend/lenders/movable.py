@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Optional
 
 from crashlend.errors import RefusedError
-from crashlend.lenders import Candidate, NodeRoom, Offer, PassedOver
+from crashlend.lenders import Candidate, NodeRoom, Offer, PassedOver, spoiled
 from crashlend.ranges import Ranges
 from crashlend.sizes import GIB, mib
 
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 PAGE = 4096
 KERNEL_ZONES = ("DMA32", "Normal")
+# more ranges are not lent: see lenders/zone.py
+MOST_RUNS = 256
 
 
 def offer_movable(
@@ -48,16 +50,27 @@ def offer_movable(
             "/sys/devices/system/memory has no memory blocks",
             hint="a kernel with CONFIG_MEMORY_HOTPLUG and CONFIG_MEMORY_HOTREMOVE is needed",
         )
-    mine = [b for b in facts.blocks if b.index in facts.lent_blocks and b.is_movable]
+    known = {*facts.own_blocks, *facts.lent_blocks}
+    mine = [b for b in facts.blocks if b.index in known and b.is_movable]
     # what was clean when it was lent may not be so any more: then it goes back
-    ours = [b for b in mine if not _spoiled(facts, b, block_bytes, lendable)]
+    bad = {b.index: _spoiled(facts, b, block_bytes, lendable) for b in mine}
+    ours = [b for b in mine if b.index in facts.lent_blocks and not bad[b.index]]
     needed = -(-asked_bytes // block_bytes)
     # of more blocks than are asked for now, the upper ones stay: they are the likelier neighbours
     if low:
         ours.sort(key=lambda b: (_is_low(b, block_bytes), b.index))
-    surplus, held = ours[: max(0, len(ours) - needed)], ours[max(0, len(ours) - needed) :]
+    surplus: list[MemoryBlock] = []
+    held: list[MemoryBlock] = []
+    missing = needed * block_bytes
+    for block in reversed(ours):
+        # what a balloon has of a block is replaced as soon as it is a whole one's worth
+        if missing < block_bytes:
+            surplus.append(block)
+            continue
+        held.append(block)
+        missing -= spoiled.fit(facts, _ranges([block.index], block_bytes)).size
     notes: list[str] = []
-    wanted = needed - len(held)
+    wanted = max(0, missing // block_bytes)
     if asked_bytes % block_bytes:
         notes.append(f"memory blocks are {mib(block_bytes)} here: the request is rounded up")
 
@@ -76,7 +89,8 @@ def offer_movable(
         if block in ours:
             continue
         if block in mine:
-            passed_over.append(PassedOver(block.index, "it must not be lent any more"))
+            why = bad[block.index] or "an interrupted run left it; load looks at it"
+            passed_over.append(PassedOver(block.index, f"it must not be lent any more: {why}"))
             continue
         reason = _why_not(facts, block, block_bytes, lendable)
         if reason:
@@ -92,7 +106,20 @@ def offer_movable(
         notes.append("the kernel counts poisoned memory that no block's census shows: none is lent")
         candidates = []
     chosen = _first(candidates, wanted, room)
-    held_ranges = _ranges((b.index for b in held), block_bytes)
+    whole = _ranges((b.index for b in held), block_bytes)
+    fit = spoiled.fit(facts, whole)
+    held_ranges = Ranges(sorted(fit, key=lambda r: -r.size)[:MOST_RUNS])
+    if held_ranges != whole:
+        kinds = spoiled.words(spoiled.kinds_in(facts, whole))
+        notes.append(
+            f"{mib(whole.size - held_ranges.size)} of lent memory blocks are left out: they hold "
+            f"pages that must not be lent ({kinds})"
+        )
+    notes += [
+        f"memory block {b.index} is movable by crashlend's doing, but not lent: {bad[b.index]}"
+        for b in mine
+        if bad[b.index]
+    ]
     return Offer(
         "movable",
         asked_bytes,
@@ -101,7 +128,11 @@ def offer_movable(
         candidates=tuple(Candidate(b.index, b.node) for b in candidates) if chosen else (),
         wanted=len(chosen),
         room=tuple(NodeRoom(node, most) for node, most in sorted(room.items())),
-        surplus=tuple(b.index for b in mine if b in surplus or b not in ours),
+        surplus=tuple(
+            b.index
+            for b in mine
+            if b in surplus or (b not in ours and b.index in facts.lent_blocks)
+        ),
         passed_over=tuple(passed_over),
         notes=tuple(notes),
     )
@@ -115,12 +146,20 @@ def _is_low(block: MemoryBlock, block_bytes: int) -> bool:
     return (block.index + 1) * block_bytes <= 4 * GIB
 
 
-def _spoiled(facts: Facts, block: MemoryBlock, block_bytes: int, lendable: Ranges) -> bool:
-    """Whether a block that is lent must not be: poison, kernel data, or a driver's memory now."""
+def _spoiled(facts: Facts, block: MemoryBlock, block_bytes: int, lendable: Ranges) -> str:
+    """Why nothing of a block that crashlend made movable may be lent any more; "" when it may."""
+    whole = _ranges([block.index], block_bytes)
+    kinds = spoiled.kinds_that_spoil(facts, whole)
+    if kinds:
+        return f"it has pages that must not be lent ({spoiled.words(kinds)})"
     census = facts.census_by_block.get(block.index)
-    if census is not None and census.unmovable + census.poisoned > 0:
-        return True
-    return bool(facts.iomem) and not lendable.covers(_ranges([block.index], block_bytes))
+    if census is not None and census.poisoned:
+        return "it has poisoned pages"
+    if census is not None and census.unmovable:
+        return "it has pages that may not move"
+    if facts.iomem and not lendable.covers(whole):
+        return "it is a driver's memory, or it has a hole"
+    return ""
 
 
 def _why_not(facts: Facts, block: MemoryBlock, block_bytes: int, lendable: Ranges) -> Optional[str]:
@@ -148,7 +187,7 @@ def _rank(facts: Facts, block: MemoryBlock) -> tuple[int, int]:
     and make one range.
     """
     census = facts.census_by_block.get(block.index)
-    doubtful = census.unmovable + census.unknown // 8 if census else 0
+    doubtful = census.unmovable + census.offline + census.unknown // 8 if census else 0
     return (doubtful.bit_length(), -block.index)
 
 

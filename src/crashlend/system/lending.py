@@ -112,7 +112,9 @@ def _take_one(blocks: MemoryBlocks, state: State, index: int, deadline_seconds: 
             f"{-grown * PAGE // MIB} MiB of it are not in use any more",
             hint="lending is not safe on this host (a balloon driver?); use --lend 0",
         )
-    if blocks.census(index).unmovable > 0:
+    after = blocks.census(index)
+    # no balloon is that fast: what is PageOffline now was so all the time, without being moved
+    if after.unmovable + after.offline > 0:
         _bring_home_movable(blocks, state, index)
         raise BlockBusyError("it holds pages that are not movable even after it was offline")
     if blocks.huge_pages() != huge_pages:
@@ -133,10 +135,11 @@ def give_back(
     for kernel data. It stays in the state, so that the next ``unload`` tries again.
     """
     kept: list[Refused] = []
+    at_large = bool(indexes) and blocks.poison_at_large()
     for index in indexes:
         try:
             census = blocks.census(index)
-            if census.poisoned or blocks.poison_at_large():
+            if census.poisoned or at_large:
                 raise BlockBusyError(POISONED)
             if census.huge:
                 raise BlockBusyError("it has huge pages, which would be dissolved")
@@ -218,6 +221,9 @@ def _bring_home(blocks: MemoryBlocks, state: State, index: int) -> None:
 
 def _bring_home_movable(blocks: MemoryBlocks, state: State, index: int) -> None:
     """Undo a block that went online as movable but must not be lent."""
+    if blocks.census(index).poisoned:
+        _keep_movable(blocks, state, index)
+        return
     state.set_block(index, RETURNING)
     try:
         blocks.offline(index, 10)

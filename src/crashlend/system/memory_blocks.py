@@ -105,11 +105,19 @@ class MemoryBlocks:
         return count_pages(index, data)
 
     def poison_at_large(self) -> bool:
-        """Whether the kernel counts poisoned memory at all.
+        """Whether the kernel counts more poisoned memory than the blocks' pages show.
 
-        Where its pages are is not always known; none of it comes back from being offline.
+        Where the rest of it lies is not known then; none of it comes back from being offline.
         """
-        return self.meminfo().get("HardwareCorrupted", 0) > 0
+        corrupted = self.meminfo().get("HardwareCorrupted", 0)
+        if not corrupted:
+            return False
+        online = (i for i in self._indexes() if self.state(i) == "online")
+        return corrupted > sum(self.census(index).poisoned for index in online) * PAGE
+
+    def _indexes(self) -> list[int]:
+        names = (path.name[len("memory") :] for path in BASE.glob("memory[0-9]*"))
+        return sorted(int(name) for name in names if name.isdecimal())
 
     def zones(self) -> tuple[Zone, ...]:
         return parse_zoneinfo(Path("/proc/zoneinfo").read_bytes())
