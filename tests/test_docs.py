@@ -4,8 +4,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ import pytest
 from crashlend import config
 from crashlend.cli.main import VERBS
 from crashlend.lab.suite_table import SUITE
+from crashlend.lenders.census import KINDS, NO_FLAGS
 
 ROOT = Path(__file__).resolve().parent.parent
 OWN_FORM = ("bench", "soak", "soak-explained")  # results that are no single trial's
@@ -22,6 +25,20 @@ def test_settings_are_documented() -> None:
     """docs/settings.md is what `make docs` writes."""
     written = (ROOT / "docs/settings.md").read_text()
     assert written.endswith(config.settings_markdown())
+
+
+def test_the_census_is_documented() -> None:
+    """docs/census.md is what `make docs` writes of the tables that decide."""
+    made = subprocess.run(
+        [sys.executable, str(ROOT / "tools/census_doc.py")],
+        env={**os.environ, "PYTHONPATH": str(ROOT / "src")},
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    assert (ROOT / "docs/census.md").read_text() == made.stdout
+    for kind in (*KINDS, NO_FLAGS):
+        assert kind.verdict in made.stdout
 
 
 def test_every_verb_is_in_the_changelog_or_the_readme() -> None:

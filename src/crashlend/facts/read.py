@@ -14,8 +14,8 @@ from crashlend.facts.data import (
     HugePool,
     KernelText,
     MemoryBlock,
-    Refusal,
 )
+from crashlend.facts.never import refusals
 from crashlend.facts.own import own_record
 from crashlend.facts.pages import lent_pages, page_census
 from crashlend.facts.pci import narrow_devices, pci_functions
@@ -41,7 +41,6 @@ MEMINFO = (
     "HardwareCorrupted",
     "Unaccepted",
 )
-LOG_CUT = "the beginning of the kernel's log is gone: memory encryption would not be noticed"
 NO_RSDP = "it names no ACPI 2.0 root pointer: the crash kernel would run without ACPI"
 HIDDEN = "the kernel hides addresses from unprivileged readers"
 
@@ -128,7 +127,7 @@ def read_facts(files: HostFiles, *, census: bool = False) -> Facts:
             "/sys/module/memory_hotplug/parameters/memmap_on_memory", optional=True
         )[:1]
         in ("Y", "f", "1"),
-        refusals=_refusals(reader, cpu_flags, meminfo),
+        refusals=refusals(reader, cpu_flags, meminfo),
         lent_blocks=own.lent_blocks,
         own_blocks=own.blocks,
         lent_zone=own.lent_zone,
@@ -319,41 +318,3 @@ def _huge_pools(reader: Reader) -> tuple[HugePool, ...]:
             if match and total:
                 out.append(HugePool(int(node[4:]), int(match.group(1)) * 1024, total))
     return tuple(out)
-
-
-def _refusals(
-    reader: Reader, cpu_flags: tuple[str, ...], meminfo: dict[str, int]
-) -> tuple[Refusal, ...]:
-    """Signs of hosts whose memory can't be lent: they keep, encrypt or must accept pages."""
-    out = []
-    if reader.text("/sys/hypervisor/type", optional=True) == "xen":
-        out.append(
-            Refusal("movable", "under Xen, memory that goes online again ends in the balloon")
-        )
-    if any(
-        re.match(r"[0-9a-f]{8}-", name)
-        for name in reader.files.names("/sys/bus/vmbus/drivers/hv_balloon")
-    ):
-        out.append(
-            Refusal("movable", "Hyper-V's balloon driver keeps boot memory that goes online again")
-        )
-    log = reader.raw("/dev/kmsg", optional=True)
-    if log and b"Linux version" not in log:
-        reader.missing["/dev/kmsg"] = LOG_CUT
-    active = re.search(rb"Memory Encryption Features active:([^\n]*)", log)
-    if active:
-        features = active.group(1).decode("ascii", "replace").strip()
-        out.append(Refusal("any", f"memory encryption is active ({features})"))
-    signs = (
-        ("tdx_guest" in cpu_flags, "this is an Intel TDX guest"),
-        (
-            any(map(reader.files.exists, ("/sys/devices/platform/sev-guest", "/dev/sev-guest"))),
-            "this is an AMD SEV guest",
-        ),
-        (
-            re.search(rb"(^|\s)mem_encrypt=on(\s|$)", reader.raw("/proc/cmdline")) is not None,
-            "mem_encrypt=on is on the command line",
-        ),
-        (bool(meminfo.get("Unaccepted")), "there is unaccepted memory, which faults when touched"),
-    )
-    return (*out, *(Refusal("any", reason) for present, reason in signs if present))

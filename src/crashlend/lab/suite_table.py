@@ -12,6 +12,7 @@ from crashlend.lab.spec import LOST, REFUSED, Command, Trial
 from crashlend.lab.suite_bytes import BYTES
 from crashlend.lab.suite_exact import EXACT
 from crashlend.lab.suite_flips import FLIPS
+from crashlend.lab.suite_never import NEVER
 from crashlend.lab.suite_shapes import SHAPES
 from crashlend.sizes import GIB, MIB
 
@@ -348,4 +349,5 @@ SUITE = (
     *SHAPES,
     *BYTES,
     *FLIPS,
+    *NEVER,
 )
