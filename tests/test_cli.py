@@ -29,7 +29,7 @@ from crashlend.cli import hosts, load_verb, status_verb
 from crashlend.cli.main import main
 from crashlend.errors import CrashlendError, RefusedError
 from crashlend.hostfiles import TreeFiles
-from crashlend.system import kexec, loading
+from crashlend.system import alarm, kept, kexec, loading
 from crashlend.system.state import State, locked
 from crashlend.system.state import State as RealState
 from test_lending import FakeBlocks, Machine
@@ -353,6 +353,9 @@ def put_in_place(some: FakeHost, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kexec, "unload", some.unload_image)
     monkeypatch.setattr(kexec, "crash_loaded", lambda: some.loaded)
     monkeypatch.setattr(kexec, "_call", None)  # whatever slips through fails
+    monkeypatch.setattr(kept, "DIRECTORY", some.root / "var/lib/crashlend/loaded")
+    monkeypatch.setattr(alarm, "KMSG", str(some.root / "kmsg"))
+    (some.root / "kmsg").touch()
     monkeypatch.setattr(os, "geteuid", lambda: 0)
     monkeypatch.setattr(hosts, "config", _NoFiles(config))
 

@@ -19,6 +19,7 @@ import os
 import re
 from dataclasses import MISSING, dataclass, field, fields
 from difflib import get_close_matches
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Optional, Union
 
 from crashlend import quiesce, sizes
@@ -27,7 +28,6 @@ from crashlend.errors import CrashlendError, UsageError
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Iterable, Mapping
-    from pathlib import Path
 
 Value = Union[None, bool, int, float, str]
 
@@ -490,6 +490,20 @@ def _nearest(key: str, known: Iterable[str]) -> str:
 def show_value(name: str, value: Value) -> str:
     """The text that the file would have for a value; empty where it is unset."""
     return table()[name].kind.show(value)
+
+
+def to_text(settings: Settings) -> dict[str, str]:
+    """All settings that have a value, as the file would have them."""
+    values = {row.name: (row, getattr(settings, row.name)) for row in table().values()}
+    return {
+        name: row.kind.show(value) for name, (row, value) in values.items() if value is not None
+    }
+
+
+def from_text(texts: Mapping[str, str]) -> Settings:
+    """What :func:`to_text` made; settings that this version does not know have no effect."""
+    known = {name: text for name, text in texts.items() if name in table()}
+    return load_settings(Path("/nonexistent"), known)
 
 
 def settings_markdown() -> str:

@@ -4,6 +4,7 @@
     CrashlendError            exit 1
     ├── UsageError            exit 2: the words of the call are off
     ├── RefusedError          exit 11: possible, but policy forbids it
+    ├── TooSmallError         exit 1: the reservation is; only a reboot makes it larger
     └── FormatError           exit 1: bytes that are not what they should be, with offset
 
 Only ``cli.main`` prints these and exits.
@@ -46,6 +47,10 @@ class RefusedError(CrashlendError):
     """It could be done, but it would be unsafe or the host forbids it."""
 
     exit_code = EXIT_REFUSED
+
+
+class TooSmallError(CrashlendError):
+    """The reservation is too small for the crash kernel: exit 10 where an older image stays."""
 
 
 class FormatError(CrashlendError):

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple, Optional
 
 from crashlend.arch import Layout, MapEntry, Segment
 from crashlend.arch.x86_64_tables import control_pages, kernel_variants
-from crashlend.errors import CrashlendError
+from crashlend.errors import CrashlendError, TooSmallError
 from crashlend.formats import bootparams, elfcore
 from crashlend.formats.bzimage import ENTRY_64_OFFSET, BzImage
 from crashlend.formats.elfcore import ProgramHeader
@@ -270,7 +270,7 @@ def _no_place(
 ) -> CrashlendError:
     """Why nothing fits; ``shortest`` is the smallest reservation that would do, None if none would."""
     if shortest is not None:
-        return CrashlendError(
+        return TooSmallError(
             "the reservation is too small",
             f"it has {reservation.size / MIB:.1f} MiB; the crash kernel needs "
             f"{shortest / MIB:.1f} MiB in it, {shortest - reservation.size} bytes more "

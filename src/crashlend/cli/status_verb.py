@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from crashlend.arch import for_machine
+from crashlend.changes import Changes, find_changes
 from crashlend.cli.hosts import facts_from
 from crashlend.cli.main import add_root
 from crashlend.cli.output import print_json, print_rows, progress
@@ -83,6 +85,8 @@ def run(args: argparse.Namespace) -> int:
                     "pages": looked.kinds if looked else None,
                     "unfit": to_json(looked.unfit) if looked else None,
                 },
+                "kept": bool(record.get("kept")) if by_us else None,
+                "changed": to_json(changes_of(facts, state)) if by_us else None,
                 "problems": problems,
                 "recovered": list(recovered),
             }
@@ -117,7 +121,11 @@ def _well_formed(value: Any) -> dict[str, Any]:
     if not all(key.isdecimal() and isinstance(block, dict) for key, block in blocks.items()):
         raise ValueError("no blocks in it")
     size = loaded.get("crash_kernel_bytes")
-    ranges = _are_ranges(loaded.get("lent", [])) and _are_ranges(loaded.get("zone", []))
+    ranges = all(
+        _are_ranges(loaded.get(name, [])) for name in ("lent", "zone", "cma", "system_ram")
+    )
+    notes = loaded.get("notes", [])
+    ranges = ranges and isinstance(notes, list) and all(isinstance(note, list) for note in notes)
     if not ranges or not (size is None or isinstance(size, int)):
         raise ValueError("no load in it")
     return value
@@ -141,6 +149,11 @@ def find_problems(facts: Facts, state: dict[str, Any]) -> list[str]:
         block = blocks.get(int(key))
         if block is None:
             problems.append(f"lent memory block {key} is gone; run crashlend reload")
+        elif block.state != "online" and record.get("step") in ("lent", "spoiled"):
+            problems.append(
+                f"lent memory block {key} is {block.state}, by somebody else's doing; "
+                "run crashlend reload now"
+            )
         elif block.state != "online":
             problems.append(
                 f"memory block {key} is {block.state}: production lacks it; run crashlend load"
@@ -163,11 +176,34 @@ def find_problems(facts: Facts, state: dict[str, Any]) -> list[str]:
                 f"memory block {index} holds lent memory and does not lie in ZONE_MOVABLE any more: "
                 "it may hold kernel data or be gone; run crashlend reload now"
             )
+    problems += _changed(facts, state, told="".join(problems))
     if loaded.get("step") == "loading":
         problems.append("a load was interrupted; run crashlend load")
+    elif loaded.get("step") == "lost":
+        problems.append(f"the crash kernel was lost: {loaded.get('reason')}; run crashlend load")
     elif loaded and facts.crash_loaded is False:
         problems.append("the crash kernel that crashlend loaded is gone; run crashlend load")
     return problems
+
+
+def _changed(facts: Facts, state: dict[str, Any], told: str) -> list[str]:
+    """What the loaded image does not know of this host; blocks that were ``told`` of not again."""
+    changes = changes_of(facts, state)
+    fresh = [lost for lost in changes.lost if f"memory block {lost[0]} " not in told]
+    now = replace(changes, lost=tuple(fresh))
+    words = "the crash kernel that is loaded counts on it; run crashlend reload now"
+    out = [f"{sentence}: {words}" for sentence in now.sentences(urgent=True)]
+    words = "the crash kernel that is loaded does not know of it; run crashlend reload"
+    return out + [f"{sentence}: {words}" for sentence in now.sentences(urgent=False)]
+
+
+def changes_of(facts: Facts, state: dict[str, Any]) -> Changes:
+    """What has changed since the load; nothing where there is no image."""
+    if not facts.crash_loaded:
+        return Changes()
+    blocks = state.get("blocks") or {}
+    steps = {int(index): str(block.get("step")) for index, block in blocks.items()}
+    return find_changes(state.get("loaded"), facts, steps)
 
 
 def _is_idle(facts: Facts, block: MemoryBlock, loaded: dict[str, Any], in_use: Ranges) -> bool:

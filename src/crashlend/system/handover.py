@@ -6,12 +6,14 @@ from __future__ import annotations
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Callable, Optional
 
+from crashlend import config
 from crashlend.arch import for_machine
+from crashlend.changes import notes_json
 from crashlend.errors import CrashlendError
 from crashlend.lenders import zone
 from crashlend.plan import Plan, make_plan
 from crashlend.proof import hole_filler, kernel_variants, may_ask
-from crashlend.system import kexec
+from crashlend.system import kept, kexec
 from crashlend.system.image import CrashImage, build_image, is_in_memory
 from crashlend.system.kexec import ImpossibleError, NoRoomError
 
@@ -72,6 +74,11 @@ def is_loaded(state: State, crash_image: CrashImage) -> bool:
     )
 
 
+def is_still_there(record: dict[str, Any]) -> Optional[bool]:
+    """Whether the image of that record is what lies in the reservation; None: it can't be told."""
+    return is_in_memory(record.get("marker"))
+
+
 def load_image(
     facts: Facts, settings: Settings, files: Files, state: State, *, say: Say
 ) -> tuple[Plan, Optional[bool]]:
@@ -92,7 +99,8 @@ def load_image(
         if filler is None:
             break
         try:
-            _hand_over(exact, build_image(exact, variant, files), files, state, filler)
+            image = build_image(exact, variant, files)
+            _hand_over(image, _record(exact, variant, settings, files), files, state, filler, say)
         except NoRoomError:
             proven = False
             continue
@@ -100,7 +108,8 @@ def load_image(
             break  # RAM has shrunk meanwhile (a balloon): over half of it is not to be filled
         learn(state, variant)
         return exact, True
-    _hand_over(plan, build_image(plan, facts, files), files, state)
+    image = build_image(plan, facts, files)
+    _hand_over(image, _record(plan, facts, settings, files), files, state, (), say)
     if proven is False:
         say(
             "the kernel took more of the reservation than the plan says; please report this host's "
@@ -124,37 +133,66 @@ def learn(state: State, variant: Facts) -> None:
         state.learn("rounds_gib_outwards", variant.rounds_gib_outwards)
 
 
-def _hand_over(
-    plan: Plan,
-    crash_image: CrashImage,
-    files: Files,
-    state: State,
-    fillers: Sequence[Segment] = (),
-) -> None:
-    """Load the image; where a failure leaves none at all, the error says so."""
-    record: dict[str, Any] = {
-        "step": "loading",
-        "fingerprint": crash_image.fingerprint(),
-        "marker": crash_image.marker(),
+def previous_image(state: State) -> Optional[dict[str, Any]]:
+    """The record of the image that the kernel holds, or held before the load that is under way."""
+    known = state.loaded
+    if known is None or known.get("step") == "loaded":
+        return known
+    return known.get("previous") if known.get("step") == "loading" else None
+
+
+def _record(plan: Plan, facts: Facts, settings: Settings, files: Files) -> dict[str, Any]:
+    """What is to be known of an image while it is loaded; ``changes.py`` compares it with the host."""
+    return {
         "kernel": str(files.kernel_path),
         "lender": plan.lender,
         "lent": plan.lent.to_json(),
         "zone": plan.offer.part(zone.NAME).to_json(),
+        "cma": plan.offer.part("cma").to_json(),
         "reservation": plan.reservation.to_json(),
         "required_bytes": plan.costs.required_bytes,
         "crash_kernel_bytes": plan.costs.crash_kernel_bytes,
         "dump_level": plan.dump_level,
+        "system_ram": plan.system_ram.to_json(),
+        "notes": notes_json(facts),
+        "settings": config.to_text(settings),
     }
-    previous = state.loaded
-    state.set_loaded(record)
+
+
+def _hand_over(
+    crash_image: CrashImage,
+    record: dict[str, Any],
+    files: Files,
+    state: State,
+    fillers: Sequence[Segment],
+    say: Say,
+) -> None:
+    """Load the image, its copy on disk and its record in the state before the kernel is asked.
+
+    After a failure the record is the old image's where that is still loaded; where it is not,
+    "loading" stays until somebody decides what becomes of the old image (fallback.py).
+    """
+    previous = previous_image(state)
+    fingerprint = crash_image.fingerprint()
+    why_not = kept.keep(crash_image, fingerprint, files)
+    if why_not:
+        say(
+            f"no copy of this image is kept: a load that fails later can't bring it back ({why_not})"
+        )
+    record = {
+        **record,
+        "fingerprint": fingerprint,
+        "marker": crash_image.marker(),
+        "kept": not why_not,
+    }
+    state.set_loaded({**record, "step": "loading", "previous": previous})
     try:
         crash_image.load(fillers)
         if not kexec.crash_loaded():
             raise CrashlendError("the crash kernel is not loaded", "the kernel says so afterwards")
-    except CrashlendError as error:
+    except CrashlendError:
         # refused before the kernel let go of the old image (EPERM, EBUSY): that one is still there
-        state.set_loaded(previous if kexec.crash_loaded() else None)
-        if not kexec.crash_loaded():
-            error.hint = f"{error.hint}; there is no crash kernel loaded now".lstrip("; ")
+        if kexec.crash_loaded():
+            state.set_loaded(previous)
         raise
     state.set_loaded({**record, "step": "loaded"})

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Callable
 from crashlend.errors import CrashlendError
 from crashlend.sizes import MIB, mib
 from crashlend.system.memory_blocks import PAGE, BlockBusyError, MemoryBlocks
-from crashlend.system.state import LENT, RETURNING, SPOILED, STEPS, TAKING, State
+from crashlend.system.state import LENT, RETURNING, SPOILED, STEPS, TAKING, UNDER_WAY, State
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -170,8 +170,9 @@ def recover(
 ) -> list[Refused]:
     """Put right what an interrupted run left: blocks between two states.
 
-    ``steps`` are those of the blocks that are looked at; (TAKING, RETURNING) is only what was under
-    way. Also looks again at the pages of what is lent: poison and balloons come later, too. Returns
+    A lent block that is offline is another's doing, who may be about to take it out of the machine: it
+    is dropped. ``steps`` are those of the blocks that are looked at; (TAKING, RETURNING) is only what was
+    under way. Also looks again at the pages of what is lent: poison and balloons come later, too. Returns
     the blocks that do not come back online; they stay in the state, and must not bar a new load.
     """
     failed: list[Refused] = []
@@ -179,6 +180,12 @@ def recover(
     for index in mine:
         now = blocks.state(index)
         if now in ("", "online"):
+            continue
+        if state.blocks[index]["step"] not in UNDER_WAY:
+            # not our doing: our own steps are on record before they are made
+            if now == "offline":
+                say(f"memory block {index} was taken offline by somebody else: it is theirs now")
+                state.drop_block(index)
             continue
         try:
             _bring_home(blocks, state, index)

@@ -13,14 +13,15 @@ import threading
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Callable, Optional
+from typing import TYPE_CHECKING, Any, Callable, Optional
 
 from crashlend.errors import CrashlendError, Terminated
 from crashlend.facts import Facts, read_facts
 from crashlend.hostfiles import TreeFiles
 from crashlend.plan import Plan
+from crashlend.ranges import Ranges
 from crashlend.sizes import mib
-from crashlend.system import kexec, lending, shrinking
+from crashlend.system import fallback, kept, kexec, lending, shrinking
 from crashlend.system.handover import check, is_loaded, load_image
 from crashlend.system.image import build_image
 from crashlend.system.memory_blocks import MemoryBlocks
@@ -84,20 +85,43 @@ def load(
     with terminated_as_exception(), locked():
         state = State()
         facts = _recovered_facts(state, say)
-        files = get_files(facts.release)
+        run = _Run(settings, state, say, clock, fallback.note_what_is_loaded(state))
+        try:
+            files = get_files(facts.release)
+            return run.load(facts, files, again=again, shrink=shrink, shrink_to=shrink_to)
+        except (CrashlendError, OSError) as error:
+            run.settle(error)
+            raise
+
+
+@dataclass
+class _Run:
+    """One load: ``previous`` is the record of the image that a failure must not cost."""
+
+    settings: Settings
+    state: State
+    say: Say
+    clock: Callable[[], float]
+    previous: Optional[dict[str, Any]]
+    settled: bool = False
+
+    def load(
+        self, facts: Facts, files: Files, *, again: bool, shrink: bool, shrink_to: Optional[int]
+    ) -> Loaded:
+        settings, state, say = self.settings, self.state, self.say
         plan = check(facts, settings, files.payload)
-        begin = clock()
+        begin = self.clock()
         pages = plan.offer.needs_census
         if plan.offer.wanted or pages:
             # which memory is best takes a look at every page; only now is that worth its time
             facts = read_facts(TreeFiles(Path("/")), census=True)
             plan = check(facts, settings, files.payload)
-        before, previous = set(state.blocks), state.loaded
+        before = set(state.blocks)
         try:
             taken, refused = _lend(facts, plan.offer, settings, state, say)
             if taken:
                 facts = read_facts(TreeFiles(Path("/")), census=pages)
-            lent_at = clock()
+            lent_at = self.clock()
             plan = check(facts, settings, files.payload, held_only=True)
             if plan.lent.size < min(settings.lend_min, plan.offer.asked_bytes):
                 raise CrashlendError(
@@ -106,8 +130,9 @@ def load(
                     hint="lower lend_min, or see `crashlend plan` for what is in the way",
                 )
             shrunk, already, proven = None, False, None
-            # from the first try that may drop the old image until the new one is there
-            with signals_held():
+            # from the first try that may drop the old image until the new one is there, or the old
+            # one again
+            with signals_held(), self.settling():
                 if shrink:
                     shrunk = shrinking.shrink(facts, settings, files, state, shrink_to, say=say)
                     # also where it came to nothing: it may have spent loads and learned something
@@ -119,18 +144,49 @@ def load(
         except BaseException:
             # what was lent just now goes back, unless an image that uses it may be loaded;
             # blocks of earlier runs are left alone
-            if state.loaded is previous or not kexec.crash_loaded():
-                lending.recover(_blocks(facts), state, say=say)
-                new = sorted(set(state.blocks) - before)
-                _give_back(facts, new, settings, state, say)
-            if shrink and not kexec.crash_loaded():
-                say("there is no crash kernel loaded now")
+            lending.recover(_blocks(facts), state, say=say)
+            new = _unused(facts, sorted(set(state.blocks) - before), state)
+            _give_back(facts, new, settings, state, say)
             raise
+        kept.forget_others([str((state.loaded or {}).get("fingerprint"))])
         _give_back(facts, plan.offer.surplus, settings, state, say)
         freed = shrunk.freed_bytes if shrunk else 0
-        return Loaded(
-            plan, already, lent_at - begin, clock() - lent_at, tuple(refused), freed, proven
-        )
+        lend_seconds, load_seconds = lent_at - begin, self.clock() - lent_at
+        return Loaded(plan, already, lend_seconds, load_seconds, tuple(refused), freed, proven)
+
+    @contextmanager
+    def settling(self) -> Iterator[None]:
+        try:
+            yield
+        except (CrashlendError, OSError) as error:
+            self.settle(error)
+            raise
+
+    def settle(self, error: Exception) -> None:
+        """After a failure: the old image back or away, once."""
+        if self.settled:
+            return
+        self.settled = True
+        pages = bool(self.previous and self.previous.get("zone"))
+
+        def look() -> Facts:
+            return _recovered_facts(self.state, self.say, census=pages)
+
+        fallback.settle(self.state, self.previous, error, look, self.say)
+
+
+def _unused(facts: Facts, indexes: Sequence[int], state: State) -> list[int]:
+    """Those of the blocks that no loaded image uses, as far as the record can tell."""
+    if not kexec.crash_loaded():
+        return list(indexes)
+    known = state.loaded or {}
+    if known.get("step") == "loading" and "lent" not in known:
+        return []  # a shrink's rehearsal: what it uses is not recorded
+    lent = Ranges()
+    for record in (known, known.get("previous") or {}):
+        lent |= Ranges(tuple(pair) for pair in record.get("lent", ()))
+    size = facts.block_bytes or 0
+    return [i for i in indexes if not lent.meets(Ranges([(i * size, (i + 1) * size)]))]
 
 
 def unload(settings: Settings, *, say: Say) -> tuple[lending.Refused, ...]:
@@ -144,6 +200,7 @@ def unload(settings: Settings, *, say: Say) -> tuple[lending.Refused, ...]:
                 say("another program loaded this crash kernel; it is unloaded all the same")
             kexec.unload()
         state.set_loaded(None)
+        kept.forget_others([])
         return _give_back(facts, sorted(state.blocks), settings, state, say)
 
 
@@ -224,12 +281,11 @@ def terminated_as_exception() -> Iterator[None]:
             signal.signal(each, handler)
 
 
-def _recovered_facts(state: State, say: Say) -> Facts:
-    files = TreeFiles(Path("/"))
-    facts = read_facts(files)
+def _recovered_facts(state: State, say: Say, *, census: bool = False) -> Facts:
+    facts = read_facts(TreeFiles(Path("/")), census=census and not state.blocks)
     if state.blocks:
         lending.recover(_blocks(facts), state, say=say)
-        facts = read_facts(files)
+        facts = read_facts(TreeFiles(Path("/")), census=census)
     return facts
 
 

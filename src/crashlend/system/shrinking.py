@@ -18,7 +18,7 @@ from crashlend.proof import hole_filler, kernel_variants
 from crashlend.shrink import Shrink, plan_shrink
 from crashlend.sizes import mib
 from crashlend.system import kexec
-from crashlend.system.handover import learn
+from crashlend.system.handover import learn, previous_image
 from crashlend.system.image import build_image
 from crashlend.system.kexec import NoRoomError
 
@@ -59,9 +59,10 @@ def shrink(
         f"shrinking the reservation from {mib(planned.before.size)} to {mib(planned.after_bytes)}: "
         "this can't be undone until the next boot, and no crash kernel is loaded for a moment"
     )
-    previous = state.loaded
+    previous = previous_image(state)
     # what is lent of a zone stands nowhere else: the next plan must choose the same
-    state.set_loaded({"step": "loading", "zone": planned.plan.offer.part(zone.NAME).to_json()})
+    chosen = planned.plan.offer.part(zone.NAME).to_json()
+    state.set_loaded({"step": "loading", "zone": chosen, "previous": previous})
     try:
         try:
             proven = _rehearse(planned, facts, settings, files, state, to_bytes)

@@ -2,9 +2,12 @@
 """What crashlend did to this host, recorded before it is done, and the lock around it.
 
 /run/crashlend/state.json: {"schema": 1, "blocks": {INDEX: {"step", "zone"}},
-"loaded": {...} or null, "learned": {NAME: true or false}}. A block's step is "taking" from before it goes offline until it is
-known to be movable, "lent" then, and "returning" from before it goes offline for its way back;
-"spoiled" is movable by our doing, but holds pages that must not be lent and can't be emptied now.
+"loaded": {...} or null, "learned": {NAME: true or false}}. A block's step is "taking" from before it
+goes offline until it is known to be movable, "lent" then, and "returning" from before it goes offline
+for its way back; "spoiled" is movable by our doing, but holds pages that must not be lent and can't be
+emptied now. What is loaded is "loading" from before the kernel is asked until all is decided
+("previous" is the image that it drops for this one), then "loaded", or "lost" where the kernel dropped
+the old image and there is no other.
 /run is emptied by a reboot, exactly as what it describes is.
 """
 
@@ -21,7 +24,7 @@ from crashlend.errors import CrashlendError
 from crashlend.facts import STATE_PATH
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
 TAKING, LENT, RETURNING, SPOILED = "taking", "lent", "returning", "spoiled"
 STEPS = (TAKING, LENT, RETURNING, SPOILED)
@@ -97,10 +100,18 @@ def write_atomically(
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary or path.with_name(f".{path.name}.{os.getpid()}")
+    write_parts_atomically(path, [data], mode, temporary=temporary)
+
+
+def write_parts_atomically(
+    path: Path, parts: Iterable[bytes], mode: int = 0o600, *, temporary: Path
+) -> None:
+    """As :func:`write_atomically`, for what is long: one part after the other, joined nowhere."""
     try:
         fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
         try:
-            _write_all(fd, data)
+            for part in parts:
+                _write_all(fd, part)
             os.fsync(fd)
         finally:
             os.close(fd)
@@ -116,12 +127,19 @@ def _write_all(fd: int, data: bytes) -> None:
         view = view[os.write(fd, view) :]
 
 
+class BusyError(CrashlendError):
+    """Another process holds the lock."""
+
+
 @contextmanager
-def locked(directory: Path = Path(STATE_PATH).parent) -> Iterator[None]:
-    """Hold crashlend's one lock; the kernel drops it when the process dies, however it dies."""
+def locked(directory: Path = Path(STATE_PATH).parent, name: str = "lock") -> Iterator[None]:
+    """Hold crashlend's one lock; the kernel drops it when the process dies, however it dies.
+
+    BusyError when another process holds it. ``name`` is for those who have a lock of their own.
+    """
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        fd = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        fd = os.open(directory / name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
         raise CrashlendError(
             f"cannot lock {directory}", error.strerror or str(error), hint="run as root"
@@ -130,9 +148,9 @@ def locked(directory: Path = Path(STATE_PATH).parent) -> Iterator[None]:
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise CrashlendError(
+            raise BusyError(
                 "another crashlend is at work",
-                f"it holds {directory}/lock",
+                f"it holds {directory}/{name}",
                 hint="try again when it is done",
             ) from None
         yield

@@ -38,7 +38,7 @@ MIB = 1 << 20
 FAILURES_SHOWN = 20
 FOLLOWING = ("load", "unload", "status")
 # steps after which the host is as before but for a temporary file or an open one
-PASSING = ("open ", "write /run/", "fsync ")
+PASSING = ("open ", "write /run/", "write /var/lib/crashlend/", "fsync ")
 # How late kills come inside a long call, until it outlives one. A timer that is due at once may still
 # come too late for a short call on a host that is busy: then it is tried again, up to so many times.
 LATE_SECONDS = [0.0, *(0.001 * 2**n for n in range(14))]
