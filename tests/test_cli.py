@@ -15,6 +15,7 @@ import subprocess
 import sys
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field
+from functools import partial
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ from crashlend.cli import hosts, load_verb, status_verb
 from crashlend.cli.main import main
 from crashlend.errors import CrashlendError, RefusedError
 from crashlend.hostfiles import TreeFiles
-from crashlend.system import alarm, kept, kexec, loading
+from crashlend.system import alarm, hotplug, kept, kexec, loading
 from crashlend.system.state import State, locked
 from crashlend.system.state import State as RealState
 from test_lending import FakeBlocks, Machine
@@ -347,7 +348,11 @@ def put_in_place(some: FakeHost, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loading, "TreeFiles", tree_files)
     monkeypatch.setattr(load_verb, "open_host", tree_files)
     monkeypatch.setattr(loading, "State", lambda: some.state)
-    monkeypatch.setattr(loading, "locked", lambda: locked(some.root / "run/crashlend"))
+    for module in (loading, hotplug):
+        lock = partial(locked, some.root / "run/crashlend")
+        monkeypatch.setattr(module, "locked", lock)
+    monkeypatch.setattr(hotplug, "State", lambda: some.state)
+    monkeypatch.setattr(hotplug, "EVENTS", some.root / "run/crashlend/events")
     monkeypatch.setattr(loading, "MemoryBlocks", lambda _bytes: some.blocks())
     monkeypatch.setattr(kexec, "load", some.load_image)
     monkeypatch.setattr(kexec, "unload", some.unload_image)

@@ -251,6 +251,12 @@ class Settings:
     block_deadline: float = _setting(
         10.0, Seconds(0.1, 600), "how long the offlining of one memory block may take"
     )
+    hotplug_quiet: float = _setting(
+        5.0,
+        Seconds(0, 600),
+        "how long no further CPU or memory must have come before the crash kernel is loaded anew; "
+        "twelve times that at most. Lent memory that leaves is answered at once",
+    )
     kernel: str = _setting(
         "", AbsolutePath(), "the crash kernel's image", unset="/boot/vmlinuz-RELEASE"
     )

@@ -57,18 +57,7 @@ def run(args: argparse.Namespace, *, again: bool = False) -> int:
         shrink_to=args.shrink if args.shrink != SMALLEST else None,
     )
     if args.json:
-        print_json(
-            {
-                "schema": 1,
-                "loaded": True,
-                "already": done.already,
-                "freed_bytes": done.freed_bytes,
-                "proven": done.proven,
-                "seconds": {"lend": done.lend_seconds, "load": done.load_seconds},
-                "refused": [{"block": r.index, "reason": r.reason} for r in done.refused],
-                "plan": done.plan.to_json(),
-            }
-        )
+        print_json(answer_json(done))
         return 0
     print("the crash kernel was loaded already" if done.already else "the crash kernel is loaded")
     if done.freed_bytes:
@@ -79,3 +68,17 @@ def run(args: argparse.Namespace, *, again: bool = False) -> int:
     if done.plan.lender != "none" and done.plan.lent.size < done.plan.offer.asked_bytes:
         print("note: less was lent than asked for; `crashlend plan --census -v` shows why")
     return 0
+
+
+def answer_json(done: loading.Loaded) -> dict[str, object]:
+    """What ``load --json`` answers."""
+    return {
+        "schema": 1,
+        "loaded": True,
+        "already": done.already,
+        "freed_bytes": done.freed_bytes,
+        "proven": done.proven,
+        "seconds": {"lend": done.lend_seconds, "load": done.load_seconds},
+        "refused": [{"block": r.index, "reason": r.reason} for r in done.refused],
+        "plan": done.plan.to_json(),
+    }

@@ -281,6 +281,11 @@ def terminated_as_exception() -> Iterator[None]:
             signal.signal(each, handler)
 
 
+def facts_now() -> Facts:
+    """The running host's facts, read as ``load`` reads them."""
+    return read_facts(TreeFiles(Path("/")))
+
+
 def _recovered_facts(state: State, say: Say, *, census: bool = False) -> Facts:
     facts = read_facts(TreeFiles(Path("/")), census=census and not state.blocks)
     if state.blocks:

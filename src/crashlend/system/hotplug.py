@@ -1,0 +1,202 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""What follows when CPUs or memory come and go after the load: ``crashlend reload --event``.
+
+Events only wake it up. What is done is decided by comparing the record of the loaded image with the
+host (changes.py), so events may be lost, doubled or of crashlend's own making: where nothing has
+changed, nothing is done. Lent memory that left is answered at once, all else when it has been quiet
+for a while, because the blocks of a DIMM come one by one.
+
+/run/crashlend/events holds one empty file for each event that nobody has looked at yet, written by
+the udev rule (packaging/udev) or here. One process looks at them; others leave theirs and go.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Callable, Optional
+
+from crashlend import config
+from crashlend.changes import find_changes
+from crashlend.errors import CrashlendError
+from crashlend.system import fallback, kept, loading
+from crashlend.system.state import BusyError, State, locked
+
+if TYPE_CHECKING:
+    from crashlend.config import Settings
+    from crashlend.payload import Files
+    from crashlend.system.loading import Loaded
+
+Say = Callable[[str], None]
+EVENTS = Path("/run/crashlend/events")
+LOCK = "events.lock"
+POLL_SECONDS = 0.5
+# how long another crashlend may be at work before this gives up: longer than any load takes
+LOCK_SECONDS = 1800.0
+QUIETS_AT_MOST = 12
+
+
+@dataclass(frozen=True)
+class Handled:
+    """What came of it: ``action`` is none, reloaded, or left (to the process that is at it)."""
+
+    action: str
+    why: str
+    loaded: Optional[Loaded] = None
+
+
+@dataclass(frozen=True)
+class Look:
+    """What is to be done: ``urgency`` is none, later, or now; ``settings`` those of the load."""
+
+    urgency: str
+    why: str
+    settings: Optional[Settings] = None
+    fingerprint: str = ""
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """Time as the handler sees it; tests have their own."""
+
+    clock: Callable[[], float]
+    sleep: Callable[[float], None]
+    quiet_seconds: float
+
+
+def note(event: str) -> None:
+    """Leave a note that something happened; ``event`` is udev's ACTION:NAME, or with a DEVPATH."""
+    action, _, place = event.partition(":")
+    name = re.sub(r"[^A-Za-z0-9:._-]", "_", f"{action}:{place.rsplit('/', 1)[-1]}")[:100]
+    EVENTS.mkdir(mode=0o700, parents=True, exist_ok=True)
+    os.close(os.open(EVENTS / name, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
+
+
+def pending() -> tuple[str, ...]:
+    """The events that nobody has looked at yet."""
+    try:
+        return tuple(sorted(os.listdir(EVENTS)))
+    except OSError:
+        return ()
+
+
+def take_notes() -> tuple[str, ...]:
+    """The pending events, which are off the list before what they tell of is looked at."""
+    events = pending()
+    for name in events:
+        with suppress(FileNotFoundError):
+            os.unlink(EVENTS / name)
+    return events
+
+
+def handle(
+    event: str, build: Callable[[Settings], Callable[[str], Files]], waiting: Waiting, *, say: Say
+) -> Handled:
+    """Bring the crash kernel up to date with the host, if it is crashlend's and out of date.
+
+    ``build`` makes the payload for settings where no copy of the loaded one is kept. Raises what
+    ``load`` raises; then the old image is still there, brought back, or loudly gone.
+    """
+    loading.require_root()
+    if event:
+        note(event)
+    handled = None
+    while handled is None or pending():
+        try:
+            with locked(name=LOCK):
+                handled = _Handler(build, waiting, say).run()
+        except BusyError:
+            return handled or Handled("left", "another crashlend looks at it already")
+    return handled
+
+
+class _Handler:
+    def __init__(
+        self, build: Callable[[Settings], Callable[[str], Files]], waiting: Waiting, say: Say
+    ) -> None:
+        self.build = build
+        self.waiting = waiting
+        self.say = say
+
+    def run(self) -> Handled:
+        """Look and act until there are no events left."""
+        clock, quiet = self.waiting.clock, self.waiting.quiet_seconds
+        handled = Handled("none", "")
+        began = last = clock()
+        look = self.look(take_notes())
+        while True:
+            due = {"now": 0.0, "later": min(last + quiet, began + QUIETS_AT_MOST * quiet)}
+            if look.urgency == "none":
+                handled = handled if handled.loaded else Handled("none", look.why)
+                if not pending():
+                    return handled
+            elif clock() >= due[look.urgency]:
+                handled = self.act(look)
+                look, began = Look("none", look.why), clock()
+                if not pending():
+                    return handled
+            else:
+                self.waiting.sleep(min(POLL_SECONDS, due[look.urgency] - clock()))
+            events = take_notes()
+            if events:
+                last = clock()
+                look = self.look(events)
+
+    def look(self, events: tuple[str, ...]) -> Look:
+        """Compare record and host, when no other crashlend is at work on them."""
+        deadline = self.waiting.clock() + LOCK_SECONDS
+        while True:
+            try:
+                with locked():
+                    look = look_now()
+                break
+            except BusyError:
+                if self.waiting.clock() >= deadline:
+                    raise
+                self.waiting.sleep(POLL_SECONDS)
+        shown = ", ".join(events[:3]) + (f" and {len(events) - 3} more" if len(events) > 3 else "")
+        self.say(f"{shown or 'looking'}: {look.why}")
+        return look
+
+    def act(self, look: Look) -> Handled:
+        """Load anew with the settings of the load that is out of date."""
+        settings = look.settings or config.Settings()
+        get_files = self.build(settings)
+        with suppress(CrashlendError):
+            files = kept.recall(look.fingerprint).files
+            get_files = lambda _release: files  # noqa: E731
+        try:
+            done = loading.load(
+                settings, get_files, say=self.say, clock=self.waiting.clock, again=True
+            )
+        except BusyError:
+            return self.act(self.look(()))
+        return Handled("reloaded", look.why, done)
+
+
+def look_now() -> Look:
+    """Compare record and host. A load that was killed right after its success is noted as done."""
+    state = State()
+    known = state.loaded
+    if known is None:
+        return Look("none", "no crash kernel of crashlend's is loaded")
+    settings = config.from_text(known.get("settings") or {})
+    fingerprint = str(known.get("fingerprint", ""))
+    if known.get("step") == "lost":
+        return Look("later", "the crash kernel was lost", settings)
+    if known.get("step") == "loading":
+        previous = known.get("previous") or {}
+        settings = config.from_text(known.get("settings") or previous.get("settings") or {})
+        return Look("later", "a load was interrupted", settings, fingerprint)
+    facts = loading.facts_now()
+    if fallback.note_what_is_loaded(state) is None:
+        return Look("none", "the loaded crash kernel is not crashlend's")
+    steps = {index: str(block["step"]) for index, block in state.blocks.items()}
+    changes = find_changes(known, facts, steps)
+    if not changes.stale:
+        return Look("none", "nothing has changed that the crash kernel must know")
+    why = "; ".join(changes.sentences())
+    return Look("now" if changes.urgent else "later", why, settings, fingerprint)
