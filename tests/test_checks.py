@@ -83,6 +83,7 @@ class Case:
         self.events: dict[str, dict[str, Any]] = {
             "booted": {"blocks": {}, "mem_total": 4 * GIB, **SHAPE},
             "command": self.command(0),
+            "loaded": {"cpus_online": 1},
             "poisoned": {"in_lent_pages": pages(*LENT), "elsewhere_pages": 20000},
             "crashing": {},
             "crash_kernel": {"acpi": True},
@@ -94,6 +95,7 @@ class Case:
             "saved": {},
             "scanned": {
                 "pt_loads": [[r.start, r.end, 0] for r in core],
+                "register_notes": 1,
                 "in_lent_pages": 0,
                 "elsewhere_pages": 20000,
             },
@@ -570,6 +572,12 @@ def test_foreign_ram_is_found(case: Case) -> None:
 def test_ram_that_was_not_taken_over_is_found(case: Case) -> None:
     del case.events["crash_kernel_memory"]["ram"][-1]
     assert "took that RAM over" in judge(MOVABLE, case.outcome())
+
+
+def test_registers_of_every_online_cpu_must_be_there(case: Case) -> None:
+    """One note too few is a CPU that the dump knows nothing of."""
+    case.events["loaded"]["cpus_online"] = 2
+    assert "1 notes of registers, 2 CPUs online" in judge(MOVABLE, case.outcome())
 
 
 def test_silent_hook_fails(case: Case) -> None:

@@ -93,6 +93,7 @@ def _checks(spec: Spec, report: Report, plan: dict[str, Any], saved: Saved) -> I
             else "/proc/vmcore was not examined",
         )
     yield _all_covered(plan, core, lent, scanned)
+    yield from _registers(spec, report, scanned)
     if spec.poison:
         yield from _poison(report, lent, scanned)
 
@@ -137,7 +138,7 @@ def asked_bytes(spec: Spec) -> int:
     """How much the trial's last load asks for: by the spec, not by what crashlend made of it."""
     if spec.lender == "none":
         return 0
-    loads = [c.words for c in spec.commands if c.words[0] in ("load", "reload")]
+    loads = [c.words for c in spec.commands if c.words[0] in ("load", "reload") and not c.exit]
     if loads and "--lend" in loads[-1]:
         return parse_size(loads[-1][loads[-1].index("--lend") + 1])
     return spec.lend_bytes if spec.lend_bytes is not None else lent_request(spec.cmdline.encode())
@@ -443,6 +444,18 @@ def _all_covered(
         name,
         bool(expected) and not missing,
         f"{mib(expected.size)} expected, {mib(missing.size)} missing",
+    )
+
+
+def _registers(spec: Spec, report: Report, scanned: dict[str, Any]) -> Iterator[Check]:
+    """Each CPU that was online has left its registers, and no other CPU has."""
+    online, notes = report.find("loaded").get("cpus_online"), scanned.get("register_notes")
+    if online is None or not spec.crash.startswith("sysrq"):
+        return  # a CPU that hears no NMI can't save them
+    yield Check(
+        "the registers of every CPU are in /proc/vmcore",
+        notes is not None and notes == online,
+        f"{notes} notes of registers, {online} CPUs online",
     )
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from crashlend.errors import EXIT_FAILED, EXIT_NOT_LOADED, EXIT_REFUSED
 from crashlend.lab.spec import LOST, REFUSED, Command, Trial
 from crashlend.lab.suite_bytes import BYTES
+from crashlend.lab.suite_change import CHANGE
 from crashlend.lab.suite_exact import EXACT
 from crashlend.lab.suite_flips import FLIPS
 from crashlend.lab.suite_never import NEVER
@@ -350,4 +351,5 @@ SUITE = (
     *BYTES,
     *FLIPS,
     *NEVER,
+    *CHANGE,
 )

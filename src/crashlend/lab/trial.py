@@ -164,7 +164,7 @@ def load_answer(report: Report) -> dict[str, Any]:
     for event in reversed(report.events):
         if event.get("event") == "command" and event["argv"][0] in ("load", "reload"):
             answer = event.get("answer")
-            if isinstance(answer, dict):
+            if isinstance(answer, dict) and "plan" in answer:
                 return answer
     return {}
 
@@ -356,6 +356,8 @@ def complete_words(spec: Spec, words: Sequence[str]) -> list[str]:
     """One crashlend command of this trial; a load gets what the lab and the spec demand."""
     if words[0] not in ("load", "reload"):
         return [*words, *(["--json"] if words[0] in ("status", "unload") else [])]
+    if "--event" in words:
+        return [words[0], "--json", *words[1:]]  # it has the settings of the load that it renews
     out = [words[0], "--json", "--path", "/lab/crash", "--hooks", "/lab/hooks"]
     out += ["--dump-level", str(spec.dump_level), "--dma-quiesce", spec.dma_quiesce]
     out += ["--lender", spec.lender, "--syscall", spec.syscall, "--placement", spec.placement]

@@ -323,7 +323,7 @@ def main() -> None:
             report("failed", stage=words[0])
             return
         answer = result["answer"]
-        if words[0] in ("load", "reload") and isinstance(answer, dict):
+        if words[0] in ("load", "reload") and isinstance(answer, dict) and "plan" in answer:
             lent = answer["plan"]["lent"]
         elif words[0] == "unload":
             lent = []
@@ -332,6 +332,7 @@ def main() -> None:
     report(
         "loaded",
         mem_total=meminfo()["MemTotal"],
+        cpus_online=os.sysconf("SC_NPROCESSORS_ONLN"),
         nodes=node_states(),
         crash_ranges=crash_ranges(),
     )
