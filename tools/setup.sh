@@ -6,7 +6,8 @@ set -eu
 
 what=$1
 lab="python3-venv qemu-system-x86 ovmf e2fsprogs kmod makedumpfile xz-utils zstd debian-archive-keyring"
-dev="$lab binutils gcc libc6-dev linux-libc-dev busybox-static cpio shellcheck xfsprogs"
+# make and libelf: the trigger module of some trials is built against Debian's headers
+dev="$lab binutils gcc make libelf-dev libc6-dev linux-libc-dev busybox-static cpio shellcheck xfsprogs"
 case $what in
 lab) packages=$lab ;;
 dev) packages=$dev ;;

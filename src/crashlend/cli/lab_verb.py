@@ -96,7 +96,7 @@ def _add_trial_flags(parser: argparse.ArgumentParser) -> None:
         "--crash",
         default="sysrq",
         metavar="KIND",
-        help="sysrq, sysrq-cpuN (on that CPU), or none (load only)",
+        help="how: sysrq, nmi, oom, irq-cpuN ... (a wrong one lists all), or none (load only)",
     )
     parser.add_argument("--dump-level", type=int, default=31, metavar="N")
     parser.add_argument("--allow-missing-user-data", action="store_true")
@@ -181,10 +181,12 @@ def run(args: argparse.Namespace) -> int:
 
 def trial_spec(args: argparse.Namespace) -> Spec:
     """The trial that the flags describe; fetches its kernel."""
+    from crashlend.lab.crashes import find_crash
     from crashlend.lab.kernels import fetch, from_files
     from crashlend.lab.qemu import CPU_MODEL
     from crashlend.lab.spec import Spec
 
+    find_crash(args.crash)  # before anything is fetched
     if "/" in args.kernel:
         modules = args.modules or Path(args.kernel).parent
         kernel = from_files(Path(args.kernel), modules)

@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from crashlend.crashkernel.grammar import lent_request
+from crashlend.lab.crashes import NONE, find_crash
+from crashlend.lab.fault_checks import check_crash, check_faults
 from crashlend.lab.kills import check_kills
 from crashlend.lab.shape import check_shape
 from crashlend.lab.spec import Check
-from crashlend.lab.watch import crash_kernel_lines, last_panic
+from crashlend.lab.watch import PRODUCTIONS_OWN, crash_kernel_lines, last_panic
 from crashlend.lab.working import check_work
 from crashlend.ranges import Ranges
 from crashlend.sizes import mib, parse_size
@@ -37,6 +39,8 @@ FILLED_SHARE = 0.75
 KERNEL_BYTES = 72 * MIB
 SECTION = 128 * MIB
 PAGE_STRUCT = 64
+# a panic in an interrupt has the backtraces of both stacks, out of memory a list of all tasks
+LAST_LINES = 150
 SWIOTLB_BYTES = 64 * MIB
 # an exact reservation: the payload, and what the kernel and purgatory need besides
 EXACT_FACTOR, EXACT_BYTES = 1.02, 7 * MIB // 10
@@ -47,8 +51,13 @@ OUT_OF_MEMORY = ("System is deadlocked on memory", "Out of memory", "page alloca
 def run_checks(spec: Spec, report: Report, plan: dict[str, Any], saved: Saved) -> list[Check]:
     """All checks that apply, in the order in which things happened."""
     if spec.loader != "crashlend":
-        return [_commands(report), _came_up(report), _dump_saved(saved, report), _dump_opens(saved)]
-    if spec.crash == "none" or spec.flips:
+        return [
+            _commands(report),
+            _came_up(report),
+            _dump_saved(saved, report),
+            _dump_opens(saved, spec),
+        ]
+    if spec.crash == NONE or spec.flips:
         return [
             _commands(report),
             *check_shape(spec, report, plan),
@@ -70,13 +79,15 @@ def _checks(spec: Spec, report: Report, plan: dict[str, Any], saved: Saved) -> I
     yield from _idempotent(report)
     yield from _proven(spec, report, plan)
     yield from _shrunk(spec, report, plan)
-    yield from _on_cpu(spec, saved)
     yield from check_work(spec, report)
+    yield from check_faults(spec, report, plan)
+    if saved.vmcore is not None or saved.capture.get("dmesg", {}).get("bytes"):
+        yield from check_crash(spec, saved)
     yield _came_up(report)
     yield from _between_the_kernels(report, plan, saved)
     yield from _ram_as_planned(plan, report, saved)
     yield _dump_saved(saved, report)
-    yield _dump_opens(saved)
+    yield _dump_opens(saved, spec)
     if spec.allow_missing_user_data:
         yield _user_data_missing(spec, lent, saved)
     if not spec.scan:
@@ -121,6 +132,9 @@ def _commands(report: Report) -> Check:
         words = bad[0]["stderr"].strip()[-300:]
         detail = f"exit {bad[0]['exit']}, not {bad[0]['expected']}: {words}"
         return Check(name, False, detail)
+    silent = [c for c in commands if c.get("says", "") not in c["stderr"]]
+    if silent:
+        return Check(name, False, f"no {silent[0]['says']!r} in: {silent[0]['stderr'][-300:]}")
     if not commands:
         return Check(name, False, "the guest never got that far")
     return Check(
@@ -303,18 +317,6 @@ def _between_the_kernels(report: Report, plan: dict[str, Any], saved: Saved) -> 
     )
 
 
-def _on_cpu(spec: Spec, saved: Saved) -> Iterator[Check]:
-    """The CPU that was told to crash is the one that did, as its own backtrace says."""
-    if not spec.crash.startswith("sysrq-cpu"):
-        return
-    cpu = spec.crash[len("sysrq-cpu") :]
-    yield Check(
-        f"CPU {cpu} panicked",
-        bool(re.search(rf"CPU: {cpu} (UID: \d+ )?PID:", saved.dmesg)),
-        next((line for line in saved.dmesg.splitlines() if " PID: " in line), "no backtrace")[-90:],
-    )
-
-
 def _ram_as_planned(plan: dict[str, Any], report: Report, saved: Saved) -> Iterator[Check]:
     """The map that the crash kernel was handed, what it made of it, and what was left to use.
 
@@ -388,7 +390,7 @@ def _dump_saved(saved: Saved, report: Report) -> Check:
     return Check("dump saved", False, capture.get("reason") or "nothing was left on the disk")
 
 
-def _dump_opens(saved: Saved) -> Check:
+def _dump_opens(saved: Saved, spec: Spec) -> Check:
     """Makedumpfile, which did not write this file here, finds the panic in the dump's own log."""
     name = "dump opens and its log ends in the panic"
     if saved.vmcore is None:
@@ -408,13 +410,11 @@ def _dump_opens(saved: Saved) -> Check:
             return Check(
                 name, False, f"makedumpfile: {(done.stderr or done.stdout).strip()[-200:]}"
             )
-        tail = out.read_text(errors="replace").splitlines()[-60:]
-    panic = [
-        line
-        for line in tail
-        if re.search(r"Kernel panic - not syncing|sysrq: Trigger a crash", line)
-    ]
-    return Check(name, bool(panic), panic[-1].strip() if panic else "no panic in its last 60 lines")
+        tail = out.read_text(errors="replace").splitlines()[-LAST_LINES:]
+    crash = find_crash(spec.crash)
+    panic = [line for line in tail if crash is not None and crash.kind.words in line]
+    last = panic[-1].strip() if panic else f"not in its last {LAST_LINES} lines"
+    return Check(name, bool(panic), last)
 
 
 def _user_data_missing(spec: Spec, lent: Ranges, saved: Saved) -> Check:
@@ -484,7 +484,7 @@ def _poison(report: Report, lent: Ranges, scanned: dict[str, Any]) -> Iterator[C
     )
 
 
-def death_by_memory(console: str, silent: str = "") -> str:
+def death_by_memory(console: str, silent: str = "", own: str = PRODUCTIONS_OWN) -> str:
     """The crash kernel's last words where it died for lack of memory; empty otherwise.
 
     Its last panic; or, where it went ``silent`` (says why it is thought dead) without one, the last
@@ -493,9 +493,9 @@ def death_by_memory(console: str, silent: str = "") -> str:
     The one place where the lab reads the console. Results come over the second serial port, but
     a crash kernel that dies before its init can't report there, and its silence proves nothing: it
     may never have been started. The console holds both kernels one after the other, so what
-    counts stands after production's own panic.
+    counts stands after production's own panic, ``own``.
     """
-    lines = crash_kernel_lines(console + "\n") or []
+    lines = crash_kernel_lines(console + "\n", own) or []
     lacks = [line for line in lines if any(words in line for words in OUT_OF_MEMORY)]
     if not lacks:
         return ""

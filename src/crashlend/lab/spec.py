@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from crashlend.lab.kernels import Kernel
 
-LOST, REFUSED = "lost", "refused"
+LOST, REFUSED, CAME_BACK = "lost", "refused", "came back"
 
 
 @dataclass(frozen=True)
@@ -23,12 +23,16 @@ class Command:
     """One command in the guest and the exit code that it must have.
 
     ``program`` is crashlend, kexec (of kexec-tools), agent: what the lab's own agent does there, or
-    host: what the lab does on the guest's behalf from outside (host.py); that must not fail.
+    host: what the lab does on the guest's behalf from outside (host.py); that must not fail. Any other
+    is a program of the guest. ``fault`` is what strikes crashlend meanwhile (guestfiles/faulty.py),
+    ``says`` what must be in its stderr.
     """
 
     words: tuple[str, ...]
     exit: int = 0
     program: str = "crashlend"
+    fault: str = ""
+    says: str = ""
 
 
 @dataclass(frozen=True)
@@ -40,8 +44,8 @@ class Spec:
     override what crashlend would do by itself; ``least_lent_bytes`` will do where not all that is
     asked for can be had (None: all of it). ``build_in_guest``: the guest's own Python builds the
     capture initramfs from what it finds, as on a host (slow under TCG). ``probe``: after the load
-    the kernel is asked for the smallest reservation that it would take. ``crash`` is sysrq,
-    sysrq-cpuN, or none (only load and report). ``firmware`` is bios or uefi, ``machine`` pc or q35;
+    the kernel is asked for the smallest reservation that it would take. ``crash`` is a kind of
+    crashes.py, or none (only load and report). ``firmware`` is bios or uefi, ``machine`` pc or q35;
     ``nodes`` share memory and CPUs evenly. ``block_bytes``: the size of memory blocks that the
     guest's kernel must choose by itself (None: any). ``disk``: the bus of the disk that the dump
     goes to, virtio or ide (which addresses 32 bits).
@@ -50,10 +54,11 @@ class Spec:
     (kexec_file_load). ``scan``: the crash kernel looks at /proc/vmcore after the dump, with Python,
     for which a small one has no memory. ``impatient``: end the machine as soon as its crash
     kernel is known to be lost (see watch.py). ``devices`` are more words for QEMU, ``spare_bytes`` and
-    ``spare_cpus`` what may be plugged in while the guest runs. ``proof``: the guest is stopped at purgatory's
-    entry, and raw /proc/vmcore compared with its memory then, byte for byte (witness.py). ``flips``: it is
-    stopped there and started again with so many bits flipped in each segment of the image, one at a
-    time (flips.py).
+    ``spare_cpus`` what may be plugged in while the guest runs. ``proof``: the guest is stopped at
+    purgatory's entry, and raw /proc/vmcore compared with its memory then, byte for byte
+    (witness.py). ``flips``: it is stopped there and started again with so many bits flipped in each
+    segment of the image, one at a time (flips.py). ``whole``: at the end production has
+    all the memory that it booted with, and so it has after each command that fails.
     """
 
     kernel: Kernel
@@ -93,6 +98,7 @@ class Spec:
     spare_cpus: int = 0
     proof: bool = False
     flips: int = 0
+    whole: bool = False
 
 
 @dataclass(frozen=True)
@@ -119,8 +125,9 @@ class Trial:
 
     ``expect`` is "" when every check must hold, ``lost`` when the dump must be lost because the
     crash kernel dies for lack of memory (a control), ``refused`` when crashlend itself must refuse
-    with ``words`` in its message and ``exit`` as its exit code. ``lender`` and ``syscall`` are what
-    must have been used, whatever the spec left to crashlend.
+    with ``words`` in its message and ``exit`` as its exit code, ``came back`` when there is no dump,
+    but the machine resets by itself and ``words`` are in the reason that is left. ``lender`` and
+    ``syscall`` are what must have been used, whatever the spec left to crashlend.
     """
 
     name: str

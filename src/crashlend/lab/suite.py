@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from crashlend.errors import UsageError
+from crashlend.lab.fault_checks import why_not_back
 from crashlend.lab.kernels import fetch
 from crashlend.lab.packages import Say, silent
 from crashlend.lab.qemu import LostVmError
-from crashlend.lab.spec import LOST, REFUSED, Spec, Trial
+from crashlend.lab.spec import CAME_BACK, LOST, REFUSED, Spec, Trial
 from crashlend.lab.suite_table import SUITE
 from crashlend.lab.trial import Outcome, run_trial
 
@@ -77,6 +78,8 @@ def judge(trial: Trial, outcome: Outcome) -> str:
         return "lender {}, syscall {}".format(*used) + f", not {trial.lender}, {trial.syscall}"
     if trial.expect == LOST:
         return why_not_lost(outcome)
+    if trial.expect == CAME_BACK:
+        return why_not_back(outcome, trial.words)
     failed = [f"{c.name}: {c.detail}" for c in outcome.checks if not c.ok]
     if failed:
         return "; ".join(failed)

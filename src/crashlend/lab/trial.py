@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, Callable
 from crashlend.errors import CrashlendError
 from crashlend.lab.captures import build_capture, lay_out_hooks
 from crashlend.lab.checks import death_by_memory, run_checks
+from crashlend.lab.crashes import find_crash
 from crashlend.lab.entry_stop import STOP, EntryStop
 from crashlend.lab.flips import Flips
 from crashlend.lab.guest import build_boot_initramfs, build_root, pack_ext4
@@ -31,7 +32,8 @@ from crashlend.lab.packages import find_tool, silent
 from crashlend.lab.qemu import Disk, Machine, Report, choose_accel, run_machine
 from crashlend.lab.shape import shape
 from crashlend.lab.spec import Check, Saved, Spec
-from crashlend.lab.watch import Watch
+from crashlend.lab.triggers import copy_trigger
+from crashlend.lab.watch import PRODUCTIONS_OWN, Watch, crash_kernel_lines
 from crashlend.lab.witness import Witness
 from crashlend.sizes import format_size
 
@@ -52,14 +54,8 @@ STAGES = {
 }
 DISK_FREE_BYTES = 700 << 20
 GUEST_PROGRAMS = (
-    "init",
-    "agent.py",
-    "probe.py",
-    "kill.py",
-    "victims.py",
-    "scan.py",
-    "loads.py",
-    "vmcore.py",
+    *("init", "agent.py", "probe.py", "kill.py", "victims.py", "scan.py", "loads.py"),
+    *("vmcore.py", "hogs.py", "faulty.py", "slowpage.py"),
 )
 
 
@@ -81,6 +77,13 @@ class Outcome:
     @property
     def ok(self) -> bool:
         return all(check.ok for check in self.checks)
+
+    @property
+    def last_words(self) -> str:
+        """The console's end from production's panic on, at most 2000 characters of it."""
+        crash = find_crash(self.spec.crash)
+        own = crash.kind.words if crash else PRODUCTIONS_OWN
+        return "\n".join(crash_kernel_lines(self.console + "\n", own) or [])[-2000:]
 
     def to_json(self) -> dict[str, Any]:
         """The trial's JSON, with at least the design's keys."""
@@ -143,6 +146,8 @@ class Outcome:
                 "iomem_ranges": seen.get("ram"),
                 "death_by_memory": self.death_by_memory or None,
             },
+            "crash": self.spec.crash,
+            "reason": capture.get("reason"),
             "vmcore": {
                 "path": self.vmcore_path or None,
                 "bytes": capture.get("vmcore", {}).get("bytes"),
@@ -181,6 +186,8 @@ def run_trial(
 
     ``given_up`` is asked about once a second, and says why the guest is to end early.
     """
+    crash = find_crash(spec.crash)  # before anything is made
+    own = crash.kind.words if crash else PRODUCTIONS_OWN
     with ExitStack() as stack:
         if keep is None:
             directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="crashlend-")))
@@ -214,7 +221,7 @@ def run_trial(
             spare_cpus=spec.spare_cpus,
             memory_file=stop.memory.path if stop else "",
         )
-        watch = Watch(directory / "console.log", time.monotonic)
+        watch = Watch(directory / "console.log", time.monotonic, own=own)
 
         def seen(event: dict[str, Any]) -> None:
             on_event(event)
@@ -245,7 +252,7 @@ def run_trial(
             vmcore_path=str(saved.vmcore) if keep and saved.vmcore else "",
             checks=tuple(checks),
             kept=str(keep) if keep else "",
-            death_by_memory=death_by_memory(console, report.lost),
+            death_by_memory=death_by_memory(console, report.lost, own),
             console=console,
             at_entry={stop.name: stop.to_json()} if stop else {},
         )
@@ -316,6 +323,9 @@ def make_lab_disk(spec: Spec, directory: Path, say: Say) -> Path:
                 if {"scan.py": spec.scan, "vmcore.py": spec.proof}.get(file) is False:
                     continue
                 shutil.copy(guestfiles / file, tree / file)
+        crash = find_crash(spec.crash)
+        if crash and crash.kind.module:
+            copy_trigger(spec.kernel, tree, say)
         hooks = lay_out_hooks(tree)
         commands = spec.commands or (load_command(spec, spec.loader, production_words(spec)),)
         commands += (STOP,) if spec.proof or spec.flips else ()
@@ -337,11 +347,13 @@ def make_lab_disk(spec: Spec, directory: Path, say: Say) -> Path:
                             if command.program == "crashlend"
                             else command.words,
                             "exit": command.exit,
+                            "fault": command.fault,
+                            "says": command.says,
                         }
                         for command in commands
                     ],
                     "probe": spec.probe,
-                    "crash": spec.crash,
+                    "crash": crash.job(complete_words(spec, ("reload",))) if crash else None,
                     "poison": spec.poison,
                     "kill": spec.kill,
                     "kill_load": complete_words(spec, ("load",))[1:],

@@ -20,9 +20,12 @@ PRODUCTIONS_OWN = f"{PANIC}: sysrq triggered crash"
 SILENCE_SECONDS = 90.0
 
 
-def crash_kernel_lines(console: str) -> list[str] | None:
-    """The whole lines that follow production's panic, without time stamps; None before it."""
-    _, crashed, after = console.partition(PRODUCTIONS_OWN)
+def crash_kernel_lines(console: str, own: str = PRODUCTIONS_OWN) -> list[str] | None:
+    """The whole lines that follow production's panic, without time stamps; None before it.
+
+    ``own`` is how production dies, as crashes.py has it.
+    """
+    _, crashed, after = console.partition(own)
     if not crashed:
         return None
     *whole, _unfinished = after.split("\n")
@@ -36,11 +39,12 @@ def last_panic(lines: list[str]) -> str:
 
 @dataclass
 class Watch:
-    """Looks at a console again and again; ``clock`` is in seconds."""
+    """Looks at a console again and again; ``clock`` is in seconds, ``own`` as above."""
 
     console: Path
     clock: Callable[[], float]
     silence_seconds: float = SILENCE_SECONDS
+    own: str = PRODUCTIONS_OWN
     seen: int = -1
     since: float = 0.0
 
@@ -50,7 +54,7 @@ class Watch:
             text = self.console.read_text(errors="replace")
         except OSError:
             return ""
-        lines = crash_kernel_lines(text)
+        lines = crash_kernel_lines(text, self.own)
         if lines is None:
             return ""
         panic = last_panic(lines)

@@ -19,6 +19,7 @@ import time
 import tty
 from array import array
 from pathlib import Path
+from typing import Any
 
 import loads
 
@@ -28,6 +29,7 @@ PFN_MASK = (1 << 55) - 1
 # what user space leaves in lent memory, and elsewhere: no page of a kernel begins so
 IN_LENT, ELSEWHERE = 0xC7, 0x9E
 KEEP_AVAILABLE = 220 << 20
+CRASH_SECONDS = 120
 BLOCKS = "/sys/devices/system/memory"
 
 
@@ -108,12 +110,16 @@ def shape() -> dict[str, object]:
     }
 
 
-def run_command(program: str, words: list[str]) -> dict[str, object]:
+def run_command(program: str, words: list[str], fault: str = "") -> dict[str, object]:
     """Run crashlend or kexec as a user would; the answer is JSON or text.
+
+    ``fault``: what strikes crashlend meanwhile, as faulty.py has it.
 
     ``said`` are the lines of stderr, each with its time in seconds from the start.
     """
     command = [sys.executable, "-m", "crashlend"] if program == "crashlend" else [program]
+    if fault:
+        command = [sys.executable, "/lab/faulty.py", fault]
     before = meminfo()["MemAvailable"]
     said = []
     began = time.monotonic()
@@ -269,13 +275,24 @@ class Poison:
         return self.settle()
 
 
-def crash(kind: str) -> None:
-    """End this kernel."""
-    if kind.startswith("sysrq-cpu"):
-        os.sched_setaffinity(0, {int(kind[len("sysrq-cpu") :])})
-    # written by the shell's one write, from this very CPU
-    fd = os.open("/proc/sysrq-trigger", os.O_WRONLY)
-    os.write(fd, b"c")
+def crash(how: dict[str, Any]) -> str:
+    """End this kernel, as crashes.py says how; returns why it lives on, if it does."""
+    if how["cpu"] is not None:
+        os.sched_setaffinity(0, {how["cpu"]})
+    if not how["script"] and not how["host"]:
+        # one write, from this very CPU
+        fd = os.open("/proc/sysrq-trigger", os.O_WRONLY)
+        os.write(fd, b"c")
+    if how["script"]:
+        done = subprocess.run(["/bin/sh", "-c", how["script"]], check=False)
+        if done.returncode != 0:
+            return f"the trigger ended with {done.returncode}"
+    if how["host"]:
+        told = ask_host(how["host"])
+        if "error" in told:
+            return str(told["error"])
+    time.sleep(CRASH_SECONDS)  # watchdogs take their time
+    return f"nothing happened in {CRASH_SECONDS} s"
 
 
 def main() -> None:
@@ -317,8 +334,9 @@ def main() -> None:
                 report("failed", stage=" ".join(words), why=told["error"])
                 return
             continue
-        result = run_command(command["program"], words)
-        report("command", expected=command["exit"], **result)
+        result = run_command(command["program"], words, command["fault"])
+        expected = {"expected": command["exit"], "says": command["says"]}
+        report("command", fault=command["fault"], **expected, **result)
         if result["exit"] != command["exit"]:
             report("failed", stage=words[0])
             return
@@ -336,7 +354,7 @@ def main() -> None:
         nodes=node_states(),
         crash_ranges=crash_ranges(),
     )
-    if job["crash"] == "none":
+    if job["crash"] is None:
         return
     poison = Poison(lent)
     if job["poison"]:
@@ -347,9 +365,9 @@ def main() -> None:
     if job["poison"]:
         # the last look: what moved since gets the pattern of its new place
         report("poisoned", **poison.settle())
-    report("crashing")
+    report("crashing", dirty_bytes=meminfo()["Dirty"])
     time.sleep(0.2)
-    crash(job["crash"])
+    report("failed", stage="crash", why=crash(job["crash"]))
 
 
 if __name__ == "__main__":
