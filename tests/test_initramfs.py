@@ -231,6 +231,12 @@ def test_ram_ranges_are_half_open_and_sorted(tmp_path: Path) -> None:
         ),
         ("[1.0] sysrq: Trigger a crash\n[1.1] BUG: x\n", "sysrq: Trigger a crash"),
         ("[1.0] nothing\n", ""),
+        (
+            "[1.0] watchdog: BUG: soft lockup\n[2.0] BUG: kernel NULL pointer, address: 0\n"
+            "[2.1] Oops: 0002 [#1]\n",
+            "BUG: kernel NULL pointer, address: 0",
+        ),
+        ("[1.0] general protection fault: 0\n", "general protection fault: 0"),
     ],
 )
 def test_panic_line(tmp_path: Path, log: str, expected: str) -> None:

@@ -217,6 +217,10 @@ panic_line() {
     line=$(sed -n "/$pattern/{s/^.*\($pattern\)/\1/p;q;}" "$1" 2>/dev/null)
     [ -n "$line" ] && break
   done
+  # an oops that is fatal goes to the crash kernel without a panic (oops_end() in dumpstack.c); it
+  # is the last one, there may have been others
+  [ -n "$line" ] ||
+    line=$(sed -n 's/^.*\(BUG: \|kernel BUG at \|general protection fault\)/\1/p' "$1" 2>/dev/null | tail -n 1)
   printf %s "$line"
 }
 

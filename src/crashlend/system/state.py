@@ -32,7 +32,7 @@ UNDER_WAY = (TAKING, RETURNING)
 
 
 class State:
-    """The state file. Every change is on disk before the method returns."""
+    """The state file. Every change is on disk before the method returns, else CrashlendError."""
 
     def __init__(self, path: Path = Path(STATE_PATH)) -> None:
         self.path = path
@@ -88,7 +88,14 @@ class State:
         }
         # the lock allows one writer: always the same name, so that killed ones leave no heap of files
         temporary = self.path.with_name(f".{self.path.name}.new")
-        write_atomically(self.path, json.dumps(value, indent=1).encode(), temporary=temporary)
+        try:
+            write_atomically(self.path, json.dumps(value, indent=1).encode(), temporary=temporary)
+        except OSError as error:
+            raise CrashlendError(
+                f"cannot write {self.path}",
+                error.strerror or str(error),
+                hint="make room there; crashlend does nothing that it could not record",
+            ) from error
 
 
 def write_atomically(
