@@ -14,6 +14,8 @@ import pytest
 
 from crashlend import config
 from crashlend.cli.main import VERBS
+from crashlend.lab import faults
+from crashlend.lab.suite_faults import FAULTS
 from crashlend.lab.suite_table import SUITE
 from crashlend.lenders.census import KINDS, NO_FLAGS
 
@@ -39,6 +41,39 @@ def test_the_census_is_documented() -> None:
     assert (ROOT / "docs/census.md").read_text() == made.stdout
     for kind in (*KINDS, NO_FLAGS):
         assert kind.verdict in made.stdout
+
+
+def test_what_can_go_wrong_is_the_table() -> None:
+    """docs/what-can-go-wrong.md is what `make docs` writes."""
+    assert (ROOT / "docs/what-can-go-wrong.md").read_text() == faults.page()
+
+
+def test_what_shows_a_fault_exists() -> None:
+    """Each trial that the table of faults names is in the suite, each test in its file."""
+    trials = {trial.name for trial in SUITE}
+    absent = []
+    for proof in faults.proofs():
+        file, is_test, name = proof.partition("::")
+        if is_test:
+            path = ROOT / "tests" / file
+            there = path.is_file() and f"def {name}(" in path.read_text()
+        else:
+            there = proof in trials
+        absent += [] if there else [proof]
+    assert absent == []
+
+
+def test_each_fault_is_shown_or_said_not_to_be() -> None:
+    """No row is without a proof, and none is there twice."""
+    rows = [fault for section in faults.SECTIONS for fault in section.faults]
+    assert [fault.what for fault in rows if not fault.shown or not fault.then] == []
+    assert len({fault.what for fault in rows}) == len(rows)
+
+
+def test_each_trial_of_a_fault_is_in_the_table() -> None:
+    """A trial of suite_faults.py that no row names proves nothing to anybody."""
+    named = set(faults.proofs())
+    assert [trial.name for trial in FAULTS if trial.name not in named] == []
 
 
 def test_every_verb_is_in_the_changelog_or_the_readme() -> None:

@@ -12,6 +12,7 @@ from crashlend.lab.spec import LOST, REFUSED, Command, Trial
 from crashlend.lab.suite_bytes import BYTES
 from crashlend.lab.suite_change import CHANGE
 from crashlend.lab.suite_exact import EXACT
+from crashlend.lab.suite_faults import FAULTS
 from crashlend.lab.suite_flips import FLIPS
 from crashlend.lab.suite_never import NEVER
 from crashlend.lab.suite_shapes import SHAPES
@@ -352,4 +353,5 @@ SUITE = (
     *FLIPS,
     *NEVER,
     *CHANGE,
+    *FAULTS,
 )
