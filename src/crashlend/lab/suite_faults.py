@@ -130,8 +130,8 @@ FAULTS = (
             "poison": False,
             "commands": (
                 LOAD,
-                _shell("echo 1 >/proc/sys/kernel/kexec_load_disabled"),
-                Command(("reload",), EXIT_REFUSED, says="EPERM"),
+                Command(("reload",), EXIT_REFUSED, fault="EPERM"),
+                Command(("reload",), EXIT_REFUSED, says="kexec_load_disabled is 1"),
                 STATUS,
             ),
         },

@@ -54,6 +54,12 @@ def no_memory(entry: int, segments: Any) -> None:
     real_load(entry, [*segments, *fillers])
 
 
+def not_permitted(entry: int, segments: Any) -> None:
+    """EPERM: loading is forbidden, for good, since it was looked at."""
+    Path("/proc/sys/kernel/kexec_load_disabled").write_text("1")
+    real_load(entry, segments)
+
+
 def invalid(entry: int, segments: Any) -> None:
     """EINVAL: two segments in one place."""
     real_load(entry, [*segments, segments[0]])
@@ -99,6 +105,7 @@ real_header = elfcore.build_core_header
 # what each fault puts in whose place
 FAULTS: dict[str, tuple[Any, str, Callable[..., Any]]] = {
     "EADDRNOTAVAIL": (kexec, "load", no_address),
+    "EPERM": (kexec, "load", not_permitted),
     "ENOMEM": (kexec, "load", no_memory),
     "EINVAL": (kexec, "load", invalid),
     "EFAULT": (kexec, "_call", bad_address),
