@@ -156,6 +156,12 @@ KINDS = (
         module=True,
     ),
     Kind(
+        "in-lending",
+        "a task, while a block is offline on its way to be lent",
+        watch.PRODUCTIONS_OWN,
+        script="python3 /lab/faulty.py in-lending {reload} --lend 512M",
+    ),
+    Kind(
         "before-load",
         "a task, while crashlend is about to replace the loaded image",
         watch.PRODUCTIONS_OWN,

@@ -150,9 +150,9 @@ _LOADING = Section(
             ("errnos-6.1",),
         ),
         Fault(
-            "A crash between lending and kexec_load",
+            "A crash while memory is being lent (a block is offline), or between that and kexec_load",
             "The old image is still there, its memory still lent: it saves the dump",
-            ("crash-before-load-6.1",),
+            ("crash-in-lending-6.1", "crash-before-load-6.1"),
         ),
         Fault(
             "A crash inside kexec_load",

@@ -154,6 +154,12 @@ FAULTS = (
         },
     ),
     _trial(
+        "crash-in-lending-6.1",
+        "a crash while one more block is offline, to be lent: the image before it saves the dump",
+        "6.1",
+        {"crash": "in-lending", "poison": False},
+    ),
+    _trial(
         "crash-before-load-6.1",
         "a crash between lending and kexec_load: the image before it saves the dump",
         "6.1",

@@ -21,6 +21,7 @@ from crashlend.arch import Segment
 from crashlend.cli.main import main
 from crashlend.formats import elfcore
 from crashlend.system import kexec
+from crashlend.system.memory_blocks import MemoryBlocks
 
 MIB = 1 << 20
 CRASH_SIZE = Path("/sys/kernel/kexec_crash_size")
@@ -79,6 +80,12 @@ def before_load(_entry: int, _segments: Any) -> None:
     crash()
 
 
+def in_lending(_blocks: Any, _index: int, _how: str) -> None:
+    """The kernel crashes while a block is offline on its way to be lent."""
+    os.sync()
+    crash()
+
+
 def in_load(number: int, entry: int, count: int, table: Any, flags: int) -> None:
     """The kernel crashes inside kexec_load, while that has the kernel's own lock."""
     if not count:
@@ -109,6 +116,7 @@ FAULTS: dict[str, tuple[Any, str, Callable[..., Any]]] = {
     "ENOMEM": (kexec, "load", no_memory),
     "EINVAL": (kexec, "load", invalid),
     "EFAULT": (kexec, "_call", bad_address),
+    "in-lending": (MemoryBlocks, "online", in_lending),
     "before-load": (kexec, "load", before_load),
     "in-load": (kexec, "_call", in_load),
     "elfcorehdr": (elfcore, "build_core_header", no_elf_header),
