@@ -77,12 +77,18 @@ def build_capture_for(kernel: Kernel, say: Say = silent) -> Path:
         return build_capture(kernel, lay_out_hooks(Path(directory)), say)
 
 
-def lay_out_hooks(tree: Path) -> Path:
-    """Put the lab's hooks into ``tree``/hooks as the product wants them; return that directory."""
+def lay_out_hooks(tree: Path, *, victim: bool = False) -> Path:
+    """Put the lab's hooks into ``tree``/hooks as the product wants them; return that directory.
+
+    ``victim``: with the one that looks for late DMA in the crash kernel's own memory.
+    """
     with as_file(files("crashlend.lab").joinpath("guestfiles")) as guestfiles:
         for kind in ("pre", "post"):
             hooks = tree / "hooks" / f"{kind}.d"
             hooks.mkdir(parents=True)
             shutil.copy(guestfiles / f"{kind}-hook", hooks / "50-lab")
             (hooks / "50-lab").chmod(0o755)
+        if victim:
+            shutil.copy(guestfiles / "victim-hook", tree / "hooks/pre.d/60-victim")
+            (tree / "hooks/pre.d/60-victim").chmod(0o755)
     return tree / "hooks"

@@ -14,6 +14,7 @@ from crashlend.crashkernel.grammar import lent_request
 from crashlend.lab.crashes import NONE, find_crash
 from crashlend.lab.fault_checks import check_crash, check_faults
 from crashlend.lab.kills import check_kills
+from crashlend.lab.late import check_late
 from crashlend.lab.shape import check_shape
 from crashlend.lab.spec import Check
 from crashlend.lab.watch import PRODUCTIONS_OWN, crash_kernel_lines, last_panic
@@ -90,6 +91,7 @@ def _checks(spec: Spec, report: Report, plan: dict[str, Any], saved: Saved) -> I
     yield _dump_opens(saved, spec)
     if spec.allow_missing_user_data:
         yield _user_data_missing(spec, lent, saved)
+    yield from check_late(spec, report)
     if not spec.scan:
         return
     scanned = report.find("scanned")

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from crashlend.lab.kernels import Kernel
 
-LOST, REFUSED, CAME_BACK = "lost", "refused", "came back"
+LOST, REFUSED, CAME_BACK, CORRUPTED = "lost", "refused", "came back", "corrupted"
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,8 @@ class Spec:
     purgatory's entry, and raw /proc/vmcore compared with its memory then, byte for byte
     (witness.py). ``flips``: it is stopped there and started again with so many bits flipped in each
     segment of the image, one at a time (flips.py). ``whole``: at the end production has
-    all the memory that it booted with, and so it has after each command that fails.
+    all the memory that it booted with, and so it has after each command that fails. ``late``: which
+    device writes after the panic, a key of late.KINDS.
     """
 
     kernel: Kernel
@@ -99,6 +100,7 @@ class Spec:
     proof: bool = False
     flips: int = 0
     whole: bool = False
+    late: str = ""
 
 
 @dataclass(frozen=True)
@@ -126,8 +128,9 @@ class Trial:
     ``expect`` is "" when every check must hold, ``lost`` when the dump must be lost because the
     crash kernel dies for lack of memory (a control), ``refused`` when crashlend itself must refuse
     with ``words`` in its message and ``exit`` as its exit code, ``came back`` when there is no dump,
-    but the machine resets by itself and ``words`` are in the reason that is left. ``lender`` and
-    ``syscall`` are what must have been used, whatever the spec left to crashlend.
+    but the machine resets by itself and ``words`` are in the reason that is left, ``corrupted`` when
+    late DMA must have been seen in memory (a control). ``lender`` and ``syscall`` are what must have
+    been used, whatever the spec left to crashlend.
     """
 
     name: str

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 from crashlend.errors import UsageError
 from crashlend.lab.fault_checks import why_not_back
 from crashlend.lab.kernels import fetch
+from crashlend.lab.late import CHECK_IN_FLIGHT, CHECK_NOTHING_CAME, seen_pages
 from crashlend.lab.packages import Say, silent
 from crashlend.lab.qemu import LostVmError
-from crashlend.lab.spec import CAME_BACK, LOST, REFUSED, Spec, Trial
+from crashlend.lab.spec import CAME_BACK, CORRUPTED, LOST, REFUSED, Spec, Trial
 from crashlend.lab.suite_table import SUITE
 from crashlend.lab.trial import Outcome, run_trial
 
@@ -80,6 +81,8 @@ def judge(trial: Trial, outcome: Outcome) -> str:
         return why_not_lost(outcome)
     if trial.expect == CAME_BACK:
         return why_not_back(outcome, trial.words)
+    if trial.expect == CORRUPTED:
+        return why_not_corrupted(outcome)
     failed = [f"{c.name}: {c.detail}" for c in outcome.checks if not c.ok]
     if failed:
         return "; ".join(failed)
@@ -110,6 +113,21 @@ def why_not_lost(outcome: Outcome) -> str:
         return f"the control did not lose its dump: {survived}"
     if not outcome.death_by_memory:
         return "nothing on the control's console says that its crash kernel ran out of memory"
+    return ""
+
+
+def why_not_corrupted(outcome: Outcome) -> str:
+    """Why a control of late DMA is none; empty when it was under way and has been seen to arrive.
+
+    Whatever else goes wrong in such a trial may be the corruption's own doing.
+    """
+    checks = {c.name: c for c in outcome.checks}
+    for name in ("crashlend did as asked", "as much is lent as was asked for", CHECK_IN_FLIGHT):
+        if name not in checks or not checks[name].ok:
+            detail = checks[name].detail if name in checks else "not checked"
+            return f"the control is none: {name}: {detail}"
+    if not seen_pages(outcome.spec.late, outcome.report):
+        return f"the control saw no late write: {checks[CHECK_NOTHING_CAME].detail}"
     return ""
 
 

@@ -11,6 +11,7 @@ from crashlend.errors import EXIT_FAILED, EXIT_NOT_LOADED, EXIT_REFUSED
 from crashlend.lab.spec import LOST, REFUSED, Command, Trial
 from crashlend.lab.suite_bytes import BYTES
 from crashlend.lab.suite_change import CHANGE
+from crashlend.lab.suite_dma import DMA
 from crashlend.lab.suite_exact import EXACT
 from crashlend.lab.suite_faults import FAULTS
 from crashlend.lab.suite_flips import FLIPS
@@ -347,6 +348,7 @@ SUITE = (
         )
         for kernel in ("6.1", "7.3")
     ),
+    *DMA,
     *EXACT,
     *SHAPES,
     *BYTES,

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Callable
 
 from crashlend.errors import CrashlendError
+from crashlend.lab import late
 from crashlend.lab.captures import build_capture, lay_out_hooks
 from crashlend.lab.checks import death_by_memory, run_checks
 from crashlend.lab.crashes import find_crash
@@ -54,7 +55,7 @@ STAGES = {
 }
 DISK_FREE_BYTES = 700 << 20
 GUEST_PROGRAMS = (
-    *("init", "agent.py", "probe.py", "kill.py", "victims.py", "scan.py", "loads.py"),
+    *("init", "agent.py", "probe.py", "kill.py", "victims.py", "scan.py", "loads.py", "late.py"),
     *("vmcore.py", "hogs.py", "faulty.py", "slowpage.py"),
 )
 
@@ -114,6 +115,7 @@ class Outcome:
             "lender": plan.get("lender"),
             "syscall": plan.get("syscall"),
             "quiesce": plan.get("quiesce"),
+            "late": late.result(self.spec, report, capture),
             "reservation": {
                 "before_bytes": (costs.get("taken_bytes") or 0) + answer.get("freed_bytes", 0)
                 if costs
@@ -216,7 +218,11 @@ def run_trial(
             firmware=spec.firmware,
             machine=spec.machine,
             nodes=spec.nodes,
-            extra=(*spec.devices, *(stop.words if stop else ())),
+            extra=(
+                *spec.devices,
+                *late.device_words(spec.late, directory),
+                *(stop.words if stop else ()),
+            ),
             spare_bytes=spec.spare_bytes,
             spare_cpus=spec.spare_cpus,
             memory_file=stop.memory.path if stop else "",
@@ -326,7 +332,7 @@ def make_lab_disk(spec: Spec, directory: Path, say: Say) -> Path:
         crash = find_crash(spec.crash)
         if crash and crash.kind.module:
             copy_trigger(spec.kernel, tree, say)
-        hooks = lay_out_hooks(tree)
+        hooks = lay_out_hooks(tree, victim=bool(spec.late) and spec.late != "edu")
         commands = spec.commands or (load_command(spec, spec.loader, production_words(spec)),)
         commands += (STOP,) if spec.proof or spec.flips else ()
         if not spec.build_in_guest:
@@ -355,6 +361,7 @@ def make_lab_disk(spec: Spec, directory: Path, say: Say) -> Path:
                     "probe": spec.probe,
                     "crash": crash.job(complete_words(spec, ("reload",))) if crash else None,
                     "poison": spec.poison,
+                    "late": spec.late,
                     "kill": spec.kill,
                     "kill_load": complete_words(spec, ("load",))[1:],
                 }

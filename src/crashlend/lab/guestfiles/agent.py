@@ -21,6 +21,7 @@ from array import array
 from pathlib import Path
 from typing import Any
 
+import late
 import loads
 
 PAGE = 4096
@@ -365,8 +366,13 @@ def main() -> None:
     if job["poison"]:
         # the last look: what moved since gets the pattern of its new place
         report("poisoned", **poison.settle())
+    dma = late.prepare(job["late"], lent)
+    if dma is not None:
+        report("in_flight", **dma.start())
     report("crashing", dirty_bytes=meminfo()["Dirty"])
     time.sleep(0.2)
+    if dma is not None:
+        dma.fire()
     report("failed", stage="crash", why=crash(job["crash"]))
 
 

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Runs in the crash kernel, after the dump: what raw /proc/vmcore holds. Python 3.9.
 
-Looks at the first eight bytes of every page of every PT_LOAD for the two patterns of agent.py.
+Looks at the first eight bytes of every page of every PT_LOAD for the two patterns of agent.py
+and the one of late.py.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from crashlend.formats.elfcore import EHDR, PT_LOAD, PT_NOTE, headers_end, parse
 PAGE = 4096
 IN_LENT = int.from_bytes(b"\xc7" * 8, "little")
 ELSEWHERE = int.from_bytes(b"\x9e" * 8, "little")
+LATE = int.from_bytes(b"\xd3" * 8, "little")
 WINDOW = 256 << 20
 NOTE = struct.Struct("<III")  # Elf64_Nhdr: bytes of name, bytes of content, type
 NT_PRSTATUS = 1
@@ -34,7 +36,7 @@ def register_notes(data: bytes) -> int:
 
 def main() -> None:
     """Print the result as one JSON line on the second serial port."""
-    found = {IN_LENT: 0, ELSEWHERE: 0}
+    found = {IN_LENT: 0, ELSEWHERE: 0, LATE: 0}
     loads = []
     registers = 0
     with Path("/proc/vmcore").open("rb", buffering=0) as core:
@@ -67,6 +69,7 @@ def main() -> None:
         "register_notes": registers,
         "in_lent_pages": found[IN_LENT],
         "elsewhere_pages": found[ELSEWHERE],
+        "late_pages": found[LATE],
     }
     with open("/dev/ttyS1", "w", encoding="ascii") as port:
         port.write(json.dumps(result) + "\n")
