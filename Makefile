@@ -64,11 +64,12 @@ purgatory: ## compile the code that runs between the two kernels
 census: .venv/.dev ## how fast the census is on this host (a minute; root: its own memory, too)
 	$(BIN)/python tools/census_bench.py > docs/census-speed.md
 
-docs: .venv/.dev ## regenerate what the documents take from the code
+docs: .venv/.dev ## regenerate what the documents take from code and kept results
 	$(BIN)/python tools/census_doc.py > docs/census.md
 	{ printf "\043 Settings\n\nKeys of the section [crashlend] in /etc/crashlend.conf, and flags of the same name.\n\n"; \
 	  $(BIN)/crashlend config --markdown; } > docs/settings.md
 	$(BIN)/python -c "from crashlend.lab.faults import page; print(page(), end='')" > docs/what-can-go-wrong.md
+	$(BIN)/python tools/late_table.py docs/results > docs/late-dma.md
 
 clean: ## remove .venv and build/
 	rm -rf .venv build

@@ -76,6 +76,16 @@ def test_each_trial_of_a_fault_is_in_the_table() -> None:
     assert [trial.name for trial in FAULTS if trial.name not in named] == []
 
 
+def test_late_dma_is_what_kept_results_say() -> None:
+    """docs/late-dma.md is what `make docs` writes, and has a row for every kept result."""
+    words = [sys.executable, "tools/late_table.py", "docs/results"]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, check=True, text=True)
+    assert (ROOT / "docs/late-dma.md").read_text() == done.stdout
+    kept = {path.stem for path in (ROOT / "docs/results").glob("late-*.json")}
+    assert kept
+    assert kept == set(re.findall(r"^\| \[(late-[^\]]+)\]", done.stdout, re.M))
+
+
 def test_every_verb_is_in_the_changelog_or_the_readme() -> None:
     """No verb is without a word for users."""
     text = (ROOT / "README.md").read_text() + (ROOT / "CHANGELOG.md").read_text()

@@ -102,9 +102,16 @@ def _add_trial_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--allow-missing-user-data", action="store_true")
     parser.add_argument(
         "--dma-quiesce",
+        type=_quiesce,
         default="wait=1",
         metavar="ITEM[,ITEM...]",
         help="what is done about late DMA; the product's default is wait=10 (default here: wait=1)",
+    )
+    parser.add_argument(
+        "--late",
+        choices=("nvme", "lsi", "edu"),
+        default="",
+        help="a device that still writes after the panic",
     )
     parser.add_argument(
         "--dimm",
@@ -133,6 +140,14 @@ def _count(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1 on")
     return int(text)
+
+
+def _quiesce(text: str) -> str:
+    kind = table()["dma_quiesce"].kind
+    try:
+        return str(kind.parse(text))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"write {kind.allowed}") from None
 
 
 def _lenders(text: str) -> str:
@@ -207,6 +222,7 @@ def trial_spec(args: argparse.Namespace) -> Spec:
         dump_level=args.dump_level,
         allow_missing_user_data=args.allow_missing_user_data,
         dma_quiesce=args.dma_quiesce,
+        late=args.late,
         accel=args.accel,
         timeout_seconds=args.timeout,
         dimms=tuple(args.dimm),
