@@ -60,8 +60,8 @@ is a note.
 ## Watchdogs
 
 A hardware watchdog goes on while purgatory waits. One that is armed for no longer than the shortest wait is
-refused at load, because it would surely fire; where the longest wait is more than half of its timeout there is
-a note. A watchdog that the kernel feeds by itself, with no program behind it, reads `inactive` in sysfs and is
+refused at load, because it would surely fire (trial `watchdog-6.1`); where the longest wait is more than half
+of its timeout there is a note. A watchdog that the kernel feeds by itself, with no program behind it, reads `inactive` in sysfs and is
 not seen.
 
 ## What this does not show
@@ -75,6 +75,7 @@ not seen.
   them. System functions are left alone on purpose: host bridges, IOMMUs, timers, interrupt controllers.
 - **Bridges.** QEMU does not enforce a bridge's own bus master bit, so `=bridges` is shown to be done and
   nothing more.
+- **Writers without end** are recognised in constructed facts alone so far.
 - **A watch sees changes only.** A device that writes what is there already, or later than the rest that was
   asked for, is not seen.
 """

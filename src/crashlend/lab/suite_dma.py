@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from crashlend.lab.spec import CORRUPTED, Trial
+from crashlend.lab.spec import CORRUPTED, REFUSED, Trial
 from crashlend.sizes import MIB
 
 if TYPE_CHECKING:
@@ -35,6 +35,14 @@ IOMMU = {
     "devices": ("-device", "intel-iommu"),
     "cmdline": "crashkernel=100M intel_iommu=on",
 }
+
+# armed for 8 s, and fed every second for as long as the guest lives
+WATCHDOG = """
+modprobe i6300esb heartbeat=8
+(while :; do echo; sleep 1; done) >/dev/watchdog 2>/dev/null </dev/null &
+sleep 3
+cat /sys/class/watchdog/watchdog0/state
+"""
 
 
 def _dma(
@@ -80,5 +88,19 @@ DMA = (
         "with the IOMMU on and DMA in flight the crash kernel comes up and saves its dump",
         IOMMU,
         "wait=75",
+    ),
+    Trial(
+        "watchdog-6.1",
+        "an armed watchdog that would surely fire during the wait: refused",
+        "6.1",
+        {
+            **GUEST,
+            "dma_quiesce": "wait=10",
+            "devices": ("-device", "i6300esb"),
+            "prepare": WATCHDOG,
+        },
+        expect=REFUSED,
+        words="watchdog0 would reset the machine",
+        quick=False,
     ),
 )
