@@ -24,7 +24,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from build import GIB, HUGE, MIB, RESERVATION, bz_image, host, write_tree
+from build import GIB, HUGE, MIB, RESERVATION, bz_image, host, pci_function, write_tree
 from crashlend import config
 from crashlend.cli import hosts, load_verb, status_verb
 from crashlend.cli.main import main
@@ -97,6 +97,21 @@ def test_plan_for_people_has_the_words_of_the_design(tmp_path: Path, images: lis
     assert rows["taken from production"].strip().startswith("256 MiB")
     assert rows["shared until the crash"].strip().startswith("1024 MiB")
     assert "not planned to the byte" not in answer.out
+
+
+def test_a_plan_names_what_is_switched_off(tmp_path: Path, images: list[str]) -> None:
+    """The row has how many functions, -v each with its class, driver and what it is now."""
+    files = {
+        **pci_function("0000:00:04.0", 0x010802, "nvme"),
+        **pci_function("0000:00:05.0", 0x020000, master=False),
+    }
+    root = tree(tmp_path, files=files)
+    words = ("plan", "--dma-quiesce", "wait=3,bus-masters-off", "--root", root, *images)
+    answer = run(*words, "-v")
+    assert "bus mastering of 2 functions off, then 3 s: " in answer.out
+    assert "0000:00:04.0  class 010802  nvme, on now" in answer.out
+    assert "0000:00:05.0  class 020000  no driver, off now" in answer.out
+    assert "0000:00:04.0" not in run(*words).out
 
 
 def test_a_plan_without_root_is_labelled_coarse_and_names_sudo(tmp_path: Path) -> None:

@@ -85,6 +85,7 @@ def show_plan(plan: Plan, facts: Facts, *, verbose: bool = False) -> None:
         print(f"note: {note}")
     if verbose:
         _show_details(plan)
+        _show_bus_masters(plan, facts)
 
 
 def cost_rows(plan: Plan) -> list[tuple[str, str]]:
@@ -134,6 +135,17 @@ def known_ram(facts: Facts) -> Ranges:
     return Ranges(
         (b.index * size, (b.index + 1) * size) for b in facts.blocks if b.state == "online"
     )
+
+
+def _show_bus_masters(plan: Plan, facts: Facts) -> None:
+    """The functions that purgatory switches off, in its order."""
+    if plan.quiesce.bus_masters:
+        print("\nfunctions whose bus mastering is switched off")
+    known = {one.address: one for one in facts.pci_functions}
+    for address in plan.quiesce.bus_masters:
+        one = known[address]
+        now = {True: "on now", False: "off now", None: "not known now"}[one.bus_master]
+        print(f"  {address}  class {one.class_code:06x}  {one.driver or 'no driver'}, {now}")
 
 
 def _show_details(plan: Plan) -> None:
