@@ -378,3 +378,23 @@ def test_no_content_of_a_file_breaks_facts(path: str, content: bytes) -> None:
 
     some = facts(files={path: content})
     assert from_json(Facts, to_json(some)) == some
+
+
+@pytest.mark.parametrize(
+    ("cmdline", "port"),
+    [
+        (b"ro console=tty0 console=ttyS0,115200n8\n", 0x3F8),
+        (b"console=ttyS0 console=ttyS1\n", 0x2F8),
+        (b"console=ttyS1 console=tty0\n", 0x2F8),
+        (b"console=ttyS0 console=ttyS4\n", 0x3F8),
+        (b"console=ttyS9\n", None),
+        (b"xconsole=ttyS0 console=ttyAMA0\n", None),
+    ],
+)
+def test_the_serial_port_is_that_of_the_last_console(cmdline: bytes, port: int | None) -> None:
+    """The last console=ttyS behind an I/O port; a UART in memory (0x0) is none."""
+    files: dict[str, bytes | None] = {
+        f"/sys/class/tty/ttyS{n}/port": text
+        for n, text in ((0, b"0x3F8\n"), (1, b"0x2F8\n"), (4, b"0x0\n"))
+    }
+    assert facts(cmdline=cmdline, files=files).serial_port == port

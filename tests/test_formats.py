@@ -18,7 +18,13 @@ from hypothesis import strategies as st
 from build import MIB, RELEASE, bz_image
 from crashlend.errors import CrashlendError, FormatError
 from crashlend.formats import bootparams, elfcore
-from crashlend.formats.bootparams import E820Entry, build_boot_params, parse_e820
+from crashlend.formats.bootparams import (
+    SETUP_CRASHLEND,
+    E820Entry,
+    build_boot_params,
+    chain_bytes,
+    parse_e820,
+)
 from crashlend.formats.bzimage import HEADER, BzImage
 from crashlend.formats.elfcore import ProgramHeader
 from crashlend.formats.layout import Layout
@@ -139,6 +145,35 @@ def test_memory_map_comes_back_from_zero_page_and_setup_data(memory_map: list[E8
     if blob:
         assert struct.unpack_from("<QII", blob) == (0, 1, 20 * (len(memory_map) - 128))
     assert parse_e820(page, blob) == memory_map
+
+
+@given(
+    st.lists(entries, min_size=100, max_size=140),
+    st.lists(st.tuples(st.integers(2, 1 << 30), st.binary(max_size=99)), max_size=3),
+)
+def test_setup_data_is_one_chain(
+    memory_map: list[E820Entry], more: list[tuple[int, bytes]]
+) -> None:
+    """The zero page points at the first node, each at the next one, aligned; the last one at 0."""
+    page, blob = zero_page(memory_map, more_data=more)
+    assert chain_bytes(len(memory_map), [len(data) for _, data in more]) == len(blob)
+    found, at = [], struct.unpack_from("<Q", page, 0x250)[0]
+    while at:
+        assert at % 16 == 0
+        following, kind, size = struct.unpack_from("<QII", blob, at - 0xABC000)
+        data = blob[at - 0xABC000 + 16 :][:size]
+        assert len(data) == size
+        found.append((kind, data))
+        at = following
+    rest = b"".join(struct.pack("<QQI", e.start, e.end - e.start, e.type) for e in memory_map[128:])
+    assert found == [*([(1, rest)] if rest else []), *more]
+    assert parse_e820(page, blob) == memory_map
+
+
+def test_the_record_s_type_is_no_kernel_s() -> None:
+    """Far above those that the kernel counts up, and not marked as indirect (bit 31)."""
+    assert SETUP_CRASHLEND.to_bytes(4, "big") == b"CLND"
+    assert not SETUP_CRASHLEND >> 31
 
 
 def test_addresses_above_4_gib_are_split() -> None:

@@ -197,6 +197,42 @@ def test_the_report_is_json(tmp_path: Path) -> None:
     assert empty["crash_kernel"]["peak_used_bytes"] == 0
 
 
+RECORD = (
+    '{"steps":[{"step":"self","ms":0,"bad":0},{"step":"watch","ms":12,"passes":3,"quiet":true}],'
+    '"tsc_khz":2300846,"clock":"pm"}'
+)
+
+
+@needs_busybox
+@pytest.mark.parametrize(
+    ("kind", "data", "found"),
+    [
+        ("0x434c4e44", RECORD, True),
+        ("0x434c4e44", RECORD[:-1] + ',"reset":"digest of the kernel\'s copy"}', True),
+        ("0x434c4e44", '{"steps":[],"reset":"exception 13 at 0xaf3f0123"}', True),
+        ("0x434c4e44", '{"steps":[]}', True),
+        ("0x1", RECORD, False),
+        ("0x434c4e44", "", False),
+        ("0x434c4e44", RECORD[:-1], False),
+        ("0x434c4e44", RECORD.replace(",", ";", 1), False),
+        ("0x434c4e44", RECORD.replace("pm", 'p"m'), False),
+        ("0x434c4e44", RECORD + RECORD, False),
+    ],
+)
+def test_purgatory_s_record_is_taken_when_it_is_whole(
+    tmp_path: Path, kind: str, data: str, found: bool
+) -> None:
+    """What is no such JSON object is null: a damaged record must not spoil the report."""
+    for number, (node_kind, text) in enumerate([("0x1", "?"), (kind, data)]):
+        node = tmp_path / f"nodes/{number}"
+        node.mkdir(parents=True)
+        (node / "type").write_text(node_kind + "\n")
+        (node / "data").write_bytes(text.encode().ljust(1023) + b"\n")
+    got = json.loads(shell("purgatory_record nodes", tmp_path))
+    assert got == (json.loads(data) if found else None)
+    assert json.loads(shell("purgatory_record nowhere", tmp_path)) is None
+
+
 @needs_busybox
 def test_ram_ranges_are_half_open_and_sorted(tmp_path: Path) -> None:
     for index, (start, end, kind) in enumerate(

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import replace
 from itertools import combinations
@@ -38,6 +39,7 @@ from crashlend.formats.elfcore import PT_LOAD, PT_NOTE, parse_program_headers
 from crashlend.formats.procfs import Resource, Zone
 from crashlend.jsonable import to_json
 from crashlend.plan import Plan, make_plan
+from crashlend.purgatory import x86_64 as x86_64_purgatory
 from crashlend.ranges import Ranges
 from crashlend.sizes import mib
 
@@ -629,6 +631,47 @@ def test_segments_have_the_planned_bytes() -> None:
     assert int.from_bytes(params[0x228:0x22C], "little") == layout.cmdline_phys
     assert int.from_bytes(params[0x218:0x21C], "little") == layout.segment("initramfs").start
     assert segments["kernel"] == bz_image()[4 * 512 :]
+
+
+def test_purgatory_is_told_what_the_plan_says() -> None:
+    """Every segment but itself is verified, the record's room is not; the kernel is copied."""
+    cmdline = b"crashkernel=1G,cma crashkernel=256M console=ttyS0\n"
+    some = facts(cmdline=cmdline, files={"/sys/class/tty/ttyS0/port": b"0x3F8\n"})
+    plan = plan_of(some, placement="lent", on_mismatch="boot")
+    layout, segments = layout_of(plan), built(some, plan)
+    code = segments["purgatory"]
+    names = [name for name, _ in x86_64_purgatory.HANDOVER]
+    told = dict(zip(names, x86_64_purgatory.PARAMETERS.unpack_from(code, 16)))
+    params = layout.segment("boot_params")
+    assert told["kernel_entry"] == layout.kernel_runs_at + 0x200
+    assert told["boot_params"] == params.start
+    assert (told["wait_us"], told["on_mismatch"]) == (10_000_000, int.from_bytes(b"BOOT", "little"))
+    assert (told["pm_port"], told["serial_port"]) == (0x608, 0x3F8)
+    assert told["copy_to"] == layout.kernel_runs_at
+    rows = x86_64_purgatory.REGION.iter_unpack(code[told["regions_at"] : told["lent_at"]])
+    regions = {name.rstrip(b"\0").decode(): (start, size, sha) for start, size, sha, name in rows}
+    assert {*regions, "purgatory"} == {*segments}
+    assert list(regions)[told["copy_region"]] == "kernel"
+    for name, (start, size, sha256) in regions.items():
+        segment, data = layout.segment(name), segments[name]
+        assert start == segment.start
+        # the kernel zeroes the rest of the last page
+        stored = data.ljust(-(-len(data) // PAGE) * PAGE, b"\0")[:size]
+        assert hashlib.sha256(stored).digest() == sha256
+        if name != "boot_params":
+            assert len(data) <= size <= segment.memory_bytes
+    at = told["record"] - params.start
+    assert regions["boot_params"][1] == at == len(segments["boot_params"]) - told["record_bytes"]
+    assert segments["boot_params"][at:] == b" " * told["record_bytes"]
+    assert layout.record_phys == told["record"]
+
+
+def test_kexec_file_load_says_that_the_kernel_s_purgatory_runs() -> None:
+    """What crashlend's would do does not happen there."""
+    plan = plan_of(facts(lockdown="integrity"), lend=0)
+    assert plan.syscall == "file"
+    assert any("own purgatory" in note for note in plan.notes)
+    assert not any("own purgatory" in note for note in plan_of().notes)
 
 
 def test_notes_of_every_cpu_and_vmcoreinfo_are_in_the_core_header() -> None:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import struct
 from pathlib import Path
 from typing import Any, Callable
 
@@ -137,6 +138,23 @@ def test_dmesg_tells_the_crash_kernel_s_areas_from_others() -> None:
     assert procfs.parse_dmesg_cma(kmsg(b"cma: Reserved 16 MiB at 0x1000000")) == ()
     cut = kmsg(b"crashkernel CMA reserved: 768 MB in 2 ranges")
     assert procfs.parse_dmesg_cma(cut) == ()
+
+
+def test_fadt_names_the_reset_register_or_none() -> None:
+    """(Port, value) where flag 10 says that there is one, in I/O space and one byte wide."""
+    table = bytearray(244)
+    table[:4] = b"FACP"
+    struct.pack_into("<I", table, 112, 1 << 10)
+    struct.pack_into("<BBBBQ", table, 116, 1, 8, 0, 1, 0xCF9)
+    table[128] = 0x0F
+    assert procfs.parse_fadt_reset(bytes(table)) == (0xCF9, 0x0F)
+    for at, value in ((113, 0), (116, 0), (116, 2), (117, 32), (122, 1), (128, 0)):
+        other = bytearray(table)
+        other[at] = value
+        expected = (0xCF9, 0) if at == 128 else None
+        assert procfs.parse_fadt_reset(bytes(other)) == expected, at
+    assert procfs.parse_fadt_reset(bytes(table[:128])) is None  # ACPI 1.0 has none
+    assert procfs.parse_fadt_reset(b"") is None
 
 
 def test_fadt_names_the_pm_timer_port_or_none() -> None:

@@ -204,7 +204,8 @@ purgatory_record() {
   tail="(,\"tsc_khz\":[0-9]+,\"clock\":\"[a-z]+\")?(,\"reset\":\"[a-zA-Z0-9_' -]*\")?\\}"
   record=''
   for node in "$1"/*; do
-    [ -r "$node/type" ] && read -r type <"$node/type" || continue
+    type=''
+    [ -r "$node/type" ] && read -r type <"$node/type"
     [ "$type" = 0x434c4e44 ] || continue
     record=$(tr -cd '\040-\176' <"$node/data" | sed 's/ *$//' | grep -x -E "$head$tail")
   done
