@@ -44,7 +44,7 @@ class Ports:
     """What answers at the ports. ``reset_works`` names the way of resetting that this machine has."""
 
     ghz: float = 2.5
-    step_ns: float = 20_000
+    step_ns: float = 100_000
     port_ns: float = 1_000
     tsc_start: int = 1 << 40
     pm_start: int = 0
