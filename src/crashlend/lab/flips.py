@@ -38,6 +38,8 @@ SEED = 4
 # purgatory's work and, where it goes on, the crash kernel's start, under emulation on a busy machine
 BUDGET_SECONDS = 90.0
 PURGATORY, PARAMETERS = "purgatory", "boot_params"
+# of purgatory, part of which runs before it has verified itself, more bits are flipped
+OWN_FACTOR = 3
 # the last bytes of struct boot_params, _pad9 in Linux's bootparam.h: nobody reads them
 HARMLESS_OFFSET = 0xFF0
 
@@ -94,12 +96,15 @@ def flippable(layout: Mapping[str, Any], purgatory_head: bytes) -> dict[str, Ran
 
 
 def choose(places: Mapping[str, Ranges], count: int) -> list[Flip]:
-    """One bit in ``count`` bytes of each segment: its edges, the others from the seed."""
+    """One bit in ``count`` bytes of each segment, of purgatory in three times as many.
+
+    Its edges, the others from the seed.
+    """
     chosen = []
     for name, ranges in places.items():
         source = random.Random(f"{SEED} {name}")
         at = [address for r in ranges for address in (r.start, r.end - 1)]
-        while len(at) < count:
+        while len(at) < count * (OWN_FACTOR if name == PURGATORY else 1):
             nth = source.randrange(ranges.size)
             for r in ranges:
                 if nth < r.size:
