@@ -212,9 +212,9 @@ def test_an_image_that_must_not_come_back_is_loudly_gone(
     monkeypatch.setattr(kexec, "load", strike)
     error = load_bad()
     assert not some.loaded
-    assert (error.exit_code, "NO crash kernel loaded now" in error.hint) == (1, True)
+    assert (error.exit_code, "no crash kernel loaded now" in error.hint) == (1, True)
     assert len(some.alarms()) == 1
-    assert some.alarms()[0].startswith("<3>crashlend: there is NO crash kernel")
+    assert some.alarms()[0].startswith("<3>crashlend: there is no crash kernel")
     assert any("the crash kernel was lost" in problem for problem in some.problems())
     # the next load has it all right again, and the loss is forgotten
     some.machine.dirty.clear()
@@ -235,7 +235,7 @@ def test_an_image_that_counts_on_memory_that_left_is_dropped_when_no_other_can_b
     with pytest.raises(CrashlendError) as caught:
         load(Settings(lend=2 * BLOCK, dump_level=0))  # refused while it is planned
     assert not some.loaded
-    assert "NO crash kernel" in caught.value.hint
+    assert "no crash kernel" in caught.value.hint
     assert len(some.alarms()) == 1
 
 

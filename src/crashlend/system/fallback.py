@@ -56,7 +56,9 @@ def settle(
     """
     loaded = kexec.crash_loaded()
     try:
-        if loaded and previous is not None:
+        if loaded and _is_new(state.loaded, previous):
+            outcome = "the new crash kernel is loaded all the same"
+        elif loaded and previous is not None:
             outcome = _keep_or_drop(state, previous, error, look(), say)
         elif loaded:
             outcome = ""
@@ -70,6 +72,11 @@ def settle(
         outcome = _lose(state, previous or {}, error, f"and then: {second}", say)
     if isinstance(error, CrashlendError) and outcome:
         error.hint = f"{error.hint}; {outcome}".lstrip("; ")
+
+
+def _is_new(known: Optional[Record], previous: Optional[Record]) -> bool:
+    """Whether the kernel took the new image, and what failed came after that."""
+    return known is not None and known is not previous and known.get("step") == "loaded"
 
 
 def _keep_or_drop(state: State, previous: Record, error: Exception, facts: Facts, say: Say) -> str:
@@ -118,7 +125,7 @@ def _lose(state: State, previous: Record, error: Exception, why: str, say: Say) 
     """Put on record, and into the kernel's log, that this host has no crash kernel now."""
     gone = not kexec.crash_loaded()
     reason = f"{error}; {why}"
-    words = "there is NO crash kernel loaded now" if gone else "the crash kernel must not be used"
+    words = "there is no crash kernel loaded now" if gone else "the crash kernel must not be used"
     alarm(f"{words}: {reason}")
     say(f"{words}: {why}")
     if gone:
