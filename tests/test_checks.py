@@ -14,7 +14,7 @@ import pytest
 
 from crashlend.cli import demo
 from crashlend.lab import qemu
-from crashlend.lab.checks import asked_bytes, death_by_memory, run_checks
+from crashlend.lab.checks import _ram_taken_over, asked_bytes, death_by_memory, run_checks
 from crashlend.lab.kernels import Kernel
 from crashlend.lab.qemu import LostVmError, Machine, Report, run_machine
 from crashlend.lab.spec import LOST, REFUSED, Command, Saved, Spec, Trial
@@ -595,6 +595,21 @@ def test_ends_within_a_page_do_not_count(case: Case) -> None:
 def test_mem_total_must_fit(case: Case, total: int) -> None:
     case.events["crash_kernel_memory"]["mem_total"] = total
     assert "can use that RAM" in judge(MOVABLE, case.outcome())
+
+
+@pytest.mark.parametrize(("may_grow", "kept_mib", "ok"), [
+    (False, 75, True), (False, 140, False), (True, 140, True), (True, 200, False),
+])  # fmt: skip
+def test_bounce_buffers_for_memory_that_may_come(may_grow: bool, kept_mib: int, ok: bool) -> None:
+    """Where memory may be plugged in the kernel keeps 64 MiB more, all its RAM below 4 GiB or not."""
+    planned = Ranges([(GIB, GIB + 512 * MIB)])
+    event = {
+        "event": "crash_kernel_memory",
+        "ram": planned.to_json(),
+        "mem_total": (512 - kept_mib) * MIB,
+    }
+    *_, check = _ram_taken_over(planned, Report([event]), may_grow)
+    assert (check.name, check.ok) == ("crash kernel can use that RAM", ok)
 
 
 def test_lent_memory_must_be_handed_over(case: Case) -> None:

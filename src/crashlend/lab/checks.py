@@ -86,7 +86,8 @@ def _checks(spec: Spec, report: Report, plan: dict[str, Any], saved: Saved) -> I
         yield from check_crash(spec, saved)
     yield _came_up(report)
     yield from _between_the_kernels(report, plan, saved)
-    yield from _ram_as_planned(plan, report, saved)
+    grows = bool(spec.dimms or spec.spare_bytes)
+    yield from _ram_as_planned(plan, report, saved, may_grow=grows)
     yield _dump_saved(saved, report)
     yield _dump_opens(saved, spec)
     if spec.allow_missing_user_data:
@@ -319,7 +320,9 @@ def _between_the_kernels(report: Report, plan: dict[str, Any], saved: Saved) -> 
     )
 
 
-def _ram_as_planned(plan: dict[str, Any], report: Report, saved: Saved) -> Iterator[Check]:
+def _ram_as_planned(
+    plan: dict[str, Any], report: Report, saved: Saved, *, may_grow: bool
+) -> Iterator[Check]:
     """The map that the crash kernel was handed, what it made of it, and what was left to use.
 
     The first is the loader's work, to the byte (/sys/firmware/memmap). Only the second is the crash
@@ -350,11 +353,15 @@ def _ram_as_planned(plan: dict[str, Any], report: Report, saved: Saved) -> Itera
             f"of them {mib((handed & lent).size)} of {mib(lent.size)} lent"
             + (f"; not as planned: {odd!r}" if odd else ""),
         )
-    yield from _ram_taken_over(planned, report)
+    yield from _ram_taken_over(planned, report, may_grow)
 
 
-def _ram_taken_over(planned: Ranges, report: Report) -> Iterator[Check]:
-    """/proc/iomem and MemTotal of the crash kernel, as the lab's hook saw them."""
+def _ram_taken_over(planned: Ranges, report: Report, may_grow: bool) -> Iterator[Check]:
+    """/proc/iomem and MemTotal of the crash kernel, as the lab's hook saw them.
+
+    ``may_grow``: ACPI says that memory may be plugged in above 4 GiB; the kernel sets bounce buffers
+    aside for it, even without any (max_possible_pfn in pci_swiotlb_detect(), arch/x86).
+    """
     seen = report.find("crash_kernel_memory")
     low = Ranges([(0, MIB)])  # the kernel keeps parts of it from itself
     own = (Ranges(tuple(r) for r in seen.get("ram", [])) - low).align_inwards(PAGE)
@@ -372,7 +379,7 @@ def _ram_taken_over(planned: Ranges, report: Report) -> Iterator[Check]:
     total = seen.get("mem_total", 0)
     kept = planned.size - total
     bound = KERNEL_BYTES + planned.align_outwards(SECTION).size // PAGE * PAGE_STRUCT
-    if planned and planned[-1].end > 4 << 30:
+    if planned and (may_grow or planned[-1].end > 4 << 30):
         bound += SWIOTLB_BYTES
     yield Check(
         "crash kernel can use that RAM",
