@@ -84,7 +84,7 @@ told("status has no problem", crashlend("status")["problems"] == [])
 """)
 POISON_LENT = _python("""
 lent = state()["loaded"]["lent"]
-bad = poison(lent[-1][0] // SIZE * SIZE)
+bad = poison(lent[-1][0])
 answer = crashlend("status")
 told("status names the poison: %s" % answer["problems"],
      any("poisoned" in p and "reload" in p for p in answer["problems"]))
