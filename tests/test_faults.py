@@ -56,7 +56,8 @@ def test_a_first_load_that_fails_leaves_all_as_it_was(some: ShrinkHost, code: in
 def test_a_reload_that_fails_keeps_or_tells(some: ShrinkHost, code: int) -> None:
     """The old image stays, recorded and with its blocks; or it is gone, which is said.
 
-    kexec_load frees it before it looks at the new one, but not where it may not begin at all.
+    kexec_load frees it before it looks at the new one, but not where it may not begin at all. This
+    kernel takes no image any more; that the old one is loaded again, test_put_back.py shows.
     """
     load(ONE_BLOCK)
     refuse(some, code)
@@ -67,7 +68,6 @@ def test_a_reload_that_fails_keeps_or_tells(some: ShrinkHost, code: int) -> None
         assert_loaded(some)
     else:
         assert not some.loaded
-        # its copy was refused, too; that it comes back elsewise is test_put_back.py's matter
         assert (some.state.loaded or {})["step"] == "lost"
         assert "no crash kernel loaded now" in caught.value.hint
     some.refuse = {}
