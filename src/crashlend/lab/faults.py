@@ -119,6 +119,30 @@ _LENDING = Section(
             "The kernel moves the pages out of movable memory first (from Linux 5.14 on)",
             ("hog-6.1",),
         ),
+        Fault(
+            "A lent page goes bad, or a balloon takes it",
+            "status tells, reload leaves it out; pages that a balloon holds do no harm",
+            ("poison-6.1", "poison-7.3", "poison-cma-7.3", "balloon-6.1"),
+        ),
+        Fault(
+            "Memory that must not be lent: a driver's, virtio-mem's; hosts on which none must be",
+            "It is never lent, such hosts are refused: one table in code has them all (docs/census.md)",
+            (
+                "virtio-mem-6.1",
+                "test_never.py::test_a_host_that_must_not_lend_is_refused",
+                "test_never.py::test_memory_that_is_not_plain_ram_is_excluded",
+            ),
+        ),
+        Fault(
+            "Somebody takes a lent block offline",
+            "status tells; the event has another one lent in its place and leaves theirs alone",
+            ("change-offline-6.1",),
+        ),
+        Fault(
+            "Memory or CPUs are added, a CPU goes and comes back",
+            "status tells, the event loads again where that matters: both are in the dump",
+            ("change-memory-6.1", "change-cpu-6.1"),
+        ),
     ),
 )
 _LOADING = Section(
@@ -135,9 +159,23 @@ _LOADING = Section(
         ),
         Fault(
             "kexec_load fails later (EADDRNOTAVAIL, ENOMEM, EINVAL, EFAULT ...)",
-            "The kernel has dropped the old image: that is said, what was lent for the new one goes "
-            "back, and the next load works",
-            ("errnos-6.1", "test_faults.py::test_a_first_load_that_fails_leaves_all_as_it_was"),
+            "The kernel has dropped the old image: its copy is loaded again if all that it counts on is "
+            "still there, else the loss is told loudly. What was lent for the new one goes back",
+            (
+                "errnos-6.1",
+                "change-refused-6.1",
+                "test_faults.py::test_a_first_load_that_fails_leaves_all_as_it_was",
+                "test_put_back.py::test_the_very_same_image_comes_back",
+                "test_put_back.py::test_an_image_that_must_not_come_back_is_loudly_gone",
+            ),
+        ),
+        Fault(
+            "/var/lib is full: no copy of the image can be kept",
+            "That is said, and costs no load",
+            (
+                "run-full-6.1",
+                "test_put_back.py::test_a_full_disk_costs_the_net_and_not_the_load",
+            ),
         ),
         Fault(
             "Two crashlends at once",
@@ -226,6 +264,61 @@ _CRASH = Section(
         ),
     ),
 )
+_BETWEEN = Section(
+    "Between the two kernels",
+    (
+        Fault(
+            "A bit of the loaded image has flipped, or somebody wrote over it",
+            "purgatory finds it by its digests, says which segment, and resets the machine; "
+            "on_mismatch = boot prefers a doubtful dump",
+            ("flips-reserved-6.1", "flips-lent-6.1", "flips-boot-6.1"),
+        ),
+        Fault(
+            "An exception in purgatory, or an NMI",
+            "The exception is told and the machine reset, by one way after another; an NMI changes "
+            "nothing",
+            (
+                "test_purgatory.py::test_an_exception_at_any_stage_resets_the_machine",
+                "test_purgatory.py::test_an_nmi_at_any_stage_changes_nothing",
+                "test_purgatory.py::test_every_way_of_resetting_has_its_time",
+            ),
+        ),
+        Fault(
+            "Devices still write into lent memory",
+            "dma_quiesce: wait, watch until it rests, or switch bus masters off (docs/late-dma.md)",
+            (
+                *("late-nvme-control-6.1", "late-nvme-wait-6.1", "late-nvme-watch-6.1"),
+                *("late-edu-control-6.1", "late-edu-off-6.1"),
+                *("late-lsi-control-6.1", "late-lsi-off-6.1"),
+                *("late-iommu-control-6.1", "late-iommu-wait-6.1"),
+            ),
+        ),
+        Fault(
+            "Writers that no wait ends (pages that a device reaches without a pin)",
+            "Lending is refused until their bus masters are to be switched off",
+            (
+                "test_quiesce.py::test_a_writer_without_end_refuses_lending_until_it_is_switched_off",
+                HARDWARE,
+            ),
+        ),
+        Fault(
+            "A watchdog would reset the machine during the wait",
+            "Such a wait is refused",
+            (
+                "watchdog-6.1",
+                "test_quiesce.py::test_a_wait_that_an_armed_watchdog_surely_ends_is_refused",
+            ),
+        ),
+        Fault(
+            "The crash kernel changes memory that is to be dumped",
+            "It cannot reach it: not one byte of /proc/vmcore differs from what purgatory found",
+            (
+                *("bytes-movable-6.1", "bytes-movable-lent-6.1", "bytes-zone-6.1"),
+                *("bytes-zone-lent-7.3", "bytes-cma-7.3", "bytes-cma-lent-7.3"),
+            ),
+        ),
+    ),
+)
 _CAPTURE = Section(
     "In the crash kernel",
     (
@@ -235,7 +328,7 @@ _CAPTURE = Section(
             ("control-6.1", "small-6.1"),
         ),
         Fault(
-            "The ELF core header is damaged before the load's digests are made",
+            "The ELF core header was made wrong (a damaged one is a flipped bit, above)",
             "There is no /proc/vmcore: capture.json says so, the machine reboots",
             ("elfcorehdr-6.1",),
         ),
@@ -274,7 +367,7 @@ _HARDWARE = Section(
     (
         Fault(
             "Devices that go on writing for longer than the wait, and do not heed their bus master bit",
-            "dma_quiesce waits, switches off, watches; QEMU's models are not real devices",
+            "dma_quiesce waits, watches and switches off; QEMU's models are not real devices",
             (HARDWARE,),
         ),
         Fault(
@@ -299,7 +392,7 @@ _HARDWARE = Section(
         ),
     ),
 )
-SECTIONS = (_LENDING, _LOADING, _CRASH, _CAPTURE, _HARDWARE)
+SECTIONS = (_LENDING, _LOADING, _CRASH, _BETWEEN, _CAPTURE, _HARDWARE)
 
 
 def proofs() -> list[str]:

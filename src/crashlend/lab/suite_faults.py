@@ -49,6 +49,7 @@ LOAD = Command(("load",))
 STATUS = Command(("status",))
 # /run is small, so that a file fills it
 FILL_RUN = "mount -o remount,size=1M /run; dd if=/dev/zero of=/run/full bs=4k 2>/dev/null || true"
+SMALL_VAR = "mkdir -p /var/lib/crashlend; mount -t tmpfs -o size=64k none /var/lib/crashlend"
 FILL_TARGET = """
 dd if=/dev/zero of=/lab/full bs=1M 2>/dev/null || true
 dd if=/dev/zero of=/lab/full2 bs=4k 2>/dev/null || true
@@ -138,15 +139,16 @@ FAULTS = (
     ),
     _trial(
         "run-full-6.1",
-        "/run is full: no block is touched, the image stays, and all goes on when there is room",
+        "/run is full: no block is touched, the image stays, all goes on when there is room; "
+        "/var/lib is: it costs the image's copy alone",
         "6.1",
         {
             "poison": False,
             "commands": (
                 _shell(FILL_RUN),
                 Command(("load",), EXIT_FAILED, says="No space left on device"),
-                _shell("rm /run/full"),
-                LOAD,
+                _shell(f"rm /run/full; {SMALL_VAR}"),
+                Command(("load",), says="no copy of this image is kept"),
                 _shell(FILL_RUN),
                 Command(("reload",), EXIT_FAILED, says="No space left on device"),
                 STATUS,
