@@ -14,7 +14,7 @@ import pytest
 
 from crashlend import config
 from crashlend.cli.main import VERBS
-from crashlend.lab import faults
+from crashlend.lab import fault_table, faults
 from crashlend.lab.suite_faults import FAULTS
 from crashlend.lab.suite_table import SUITE
 from crashlend.lenders.census import KINDS, NO_FLAGS
@@ -65,7 +65,7 @@ def test_what_shows_a_fault_exists() -> None:
 
 def test_each_fault_is_shown_or_said_not_to_be() -> None:
     """No row is without a proof, and none is there twice."""
-    rows = [fault for section in faults.SECTIONS for fault in section.faults]
+    rows = [fault for section in fault_table.SECTIONS for fault in section.faults]
     assert [fault.what for fault in rows if not fault.shown or not fault.then] == []
     assert len({fault.what for fault in rows}) == len(rows)
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Trials of faults: what goes wrong before, in and after a load, and the many ways to crash.
 
-faults.py has the table that says what each is for.
+fault_table.py says what each is for.
 """
 
 from __future__ import annotations
