@@ -13,7 +13,7 @@ from crashlend.errors import CrashlendError, UsageError
 from crashlend.lab import triggers
 from crashlend.lab.crashes import KINDS, find_crash
 from crashlend.lab.kernels import Kernel
-from crashlend.lab.triggers import build_trigger, header_parts, unpack_headers
+from crashlend.lab.triggers import build_trigger, first_error, header_parts, unpack_headers
 from crashlend.lab.watch import crash_kernel_lines
 
 if TYPE_CHECKING:
@@ -139,6 +139,16 @@ def test_headers_are_told_where_they_are(tmp_path: Path, monkeypatch: pytest.Mon
     assert headers == root / "usr/src/linux-headers-6.1"
     made = (headers / "Makefile").read_text()
     assert made == f"include {root}/usr/src/linux-headers-6.1-common/Makefile\n"
+
+
+def test_the_reason_is_the_first_error() -> None:
+    """Warnings come before it, make's own words after it; the C library's complaint is one, too."""
+    said = "warning: pahole differs\na.c:3:5: error: x\nmake[1]: *** [Makefile:9: a.o] Error 1\n"
+    assert first_error(said) == "a.c:3:5: error: x"
+    library = "warning: x\nscripts/basic/fixdep: libc.so.6: version `GLIBC_2.38' not found\n"
+    assert "GLIBC_2.38" in first_error(library)
+    assert first_error("make: stopped\n") == "make: stopped"
+    assert first_error("") == ""
 
 
 def test_a_kernel_that_is_no_package_has_no_headers(

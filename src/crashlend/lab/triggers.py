@@ -11,6 +11,7 @@ import hashlib
 import os
 import re
 import shutil
+import subprocess
 import tempfile
 from importlib.resources import as_file, files
 from pathlib import Path
@@ -23,7 +24,6 @@ from crashlend.lab.packages import (
     cache_directory,
     find_tool,
     locked,
-    run_tool,
     silent,
     unpack,
     write_atomically,
@@ -68,12 +68,7 @@ def build_trigger(kernel: Kernel, say: Say = silent) -> Path:
             (tree / "Kbuild").write_text(f"obj-m := {MODULE.removesuffix('.ko')}.o\n")
             # the compiler of this machine: Debian names the exact one, which may not be here
             words = [make, "-s", "-C", str(headers), f"M={tree}", "CC=gcc", "modules"]
-            environment = {**os.environ, "LC_ALL": "C"}
-            try:
-                run_tool(words, what, environment=environment)
-            except CrashlendError as error:
-                error.hint = STOCK_KINDS
-                raise
+            _run_make(words, what)
             write_atomically(place, (tree / MODULE).read_bytes())
     return place
 
@@ -103,6 +98,27 @@ def unpack_headers(release: str, debs: list[Path], root: Path) -> Path:
 def copy_trigger(kernel: Kernel, tree: Path, say: Say = silent) -> None:
     """Put the module into the lab's disk."""
     shutil.copy(build_trigger(kernel, say), tree / MODULE)
+
+
+def _run_make(words: list[str], what: str) -> None:
+    done = subprocess.run(
+        words,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        env={**os.environ, "LC_ALL": "C"},
+        text=True,
+        errors="replace",
+        check=False,
+    )
+    if done.returncode != 0:
+        raise CrashlendError(what, first_error(done.stderr), hint=STOCK_KINDS)
+
+
+def first_error(stderr: str) -> str:
+    """The first line that tells of an error: warnings and what make adds say nothing."""
+    lines = [line.strip() for line in stderr.splitlines() if line.strip()]
+    telling = re.compile(r"\berror:|ERROR:|not found|No such file", re.IGNORECASE)
+    return next((line for line in lines if telling.search(line)), " ".join(lines[:1]))
 
 
 def _headers(kernel: Kernel, what: str, say: Say) -> list[Path]:

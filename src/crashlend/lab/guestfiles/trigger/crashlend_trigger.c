@@ -23,6 +23,11 @@
 #include <asm/apic.h>
 #include <asm/nmi.h>
 
+/* Since Linux kernel commit 15115830c887 ("preempt: Cleanup the macro maze a bit") (in v5.11). */
+#ifndef in_hardirq
+#define in_hardirq() in_irq()
+#endif
+
 static char *context = "process";
 module_param(context, charp, 0444);
 static char *crash = "panic";
