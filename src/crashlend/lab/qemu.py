@@ -230,13 +230,18 @@ def _accept(
 
 
 def _await_monitor(process: subprocess.Popen[bytes], directory: Path) -> None:
-    """QEMU opens its monitor after the guest's ports."""
+    """QEMU opens its monitor after the guest's ports; its socket is there before it listens."""
+    path = directory / SOCKET
     for _ in range(400):
-        if (directory / SOCKET).exists():
+        with socket.socket(socket.AF_UNIX) as probe:
+            try:
+                probe.connect(os.path.relpath(path) if len(str(path)) > 100 else str(path))
+            except OSError:
+                if process.poll() is not None:
+                    break
+                time.sleep(0.05)
+                continue
             return
-        if process.poll() is not None:
-            break
-        time.sleep(0.05)
     raise _lost(directory, "QEMU has no monitor")
 
 
