@@ -128,7 +128,7 @@ KINDS: dict[str, Callable[[Result], str]] = {
     "kernel": lambda r: f"{r['kernel']}",
     "lender": lambda r: f"{r['source']}",
     "load": lambda r: f"{r['load']} {WHEN[r['load_when']]}".strip(),
-    "crash": lambda r: f"{r['crash']}",
+    "crash": lambda r: r["crash"].partition("-cpu")[0],
     "firmware, machine": lambda r: f"{r['firmware']}, {r['machine']}",
     "placement": lambda r: f"{r['placement']}",
     "reservation": lambda r: {"keep": "kept", "auto": "shrunk", "exact": "shrunk to the page"}[
