@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from crashlend.lab.host import SOCKET, Host
-from crashlend.lab.qemu import QEMU
+from crashlend.lab.qemu import QEMU, parse_event
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -60,3 +60,14 @@ def test_a_trial_brings_actions_of_its_own(host: Host) -> None:
 def test_a_machine_that_is_gone_is_an_error(tmp_path: Path) -> None:
     """Without a QEMU the answer says so."""
     assert "error" in Host(tmp_path).answer(["qmp", "query-status"])
+
+
+@pytest.mark.parametrize("before", [b"", b'{"return": {}}', b"\x1b[2J\x1b[01;01H", b"{"])
+def test_an_event_is_found_behind_what_others_left_on_the_port(before: bytes) -> None:
+    """The echo of an answer, or firmware's words on the same line, cost no event."""
+    assert parse_event(before + b'{"event": "saved", "status": "ok"}') == {
+        "event": "saved",
+        "status": "ok",
+    }
+    assert parse_event(before) in (None, {"return": {}})
+    assert parse_event(before + b'{"event": "sav') is None

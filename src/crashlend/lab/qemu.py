@@ -40,6 +40,7 @@ CPU_MODEL = "max,-erms,-fsrm"
 # A guest that prints nothing is a hung accelerator, not a slow one.
 KVM_PROBE_SECONDS = 5
 SPARE_SLOTS = 4
+EVENT_BEGINS = b'{"event"'
 
 
 class LostVmError(CrashlendError):
@@ -272,17 +273,27 @@ def _read_events(
                 return True
             *lines, buffer = (buffer + data).split(b"\n")
             for line in lines:
-                try:
-                    event = json.loads(line)
-                except ValueError:
-                    continue
-                if isinstance(event, dict):
+                event = parse_event(line)
+                if event is not None:
                     event["at"] = round(time.monotonic() - begin, 3)
                     report.events.append(event)
                     if event.get("event") == "host":
                         event["answer"] = host.answer(event.get("ask"))
                         connection.sendall(json.dumps(event["answer"]).encode() + b"\n")
                     on_event(event)
+
+
+def parse_event(line: bytes) -> dict[str, Any] | None:
+    """The event that a line of the report port ends with; None when there is none.
+
+    What others leave on the port may stand before it, without an end of line: firmware's own words,
+    or the answer to production's last question, which the crash kernel's terminal echoes.
+    """
+    try:
+        event = json.loads(line[max(0, line.find(EVENT_BEGINS)) :])
+    except ValueError:
+        return None
+    return event if isinstance(event, dict) else None
 
 
 def _end(process: subprocess.Popen[bytes], grace_seconds: float) -> bool:
