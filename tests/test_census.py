@@ -33,9 +33,9 @@ from build import (
     write_tree,
 )
 from crashlend.cli.census_table import census_json, census_lines, roles
-from crashlend.cli.status_verb import find_problems
 from crashlend.errors import FormatError, RefusedError
 from crashlend.facts import Facts, read_facts
+from crashlend.health import find_problems
 from crashlend.hostfiles import CENSUS, LENT_PAGES, ArchiveFiles
 from crashlend.lenders import spoiled
 from crashlend.lenders.census import (

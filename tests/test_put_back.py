@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from build import BLOCK, MemoryFiles, bz_image
-from crashlend.cli.status_verb import find_problems
 from crashlend.config import Settings
 from crashlend.errors import EXIT_REBOOT_NEEDED, CrashlendError, TooSmallError
 from crashlend.facts import STATE_PATH, read_facts
 from crashlend.formats.bzimage import BzImage
+from crashlend.health import find_problems
 from crashlend.payload import Files
 from crashlend.plan import Payload
 from crashlend.system import alarm, handover, kept, kexec, loading, shrinking

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from build import BLOCK, BUDDY, GIB, HWPOISON, MIB, PAGE, RESERVED, TEXT_PHYS, MemoryFiles, host
-from crashlend.cli.status_verb import find_problems
 from crashlend.config import Settings
 from crashlend.facts import STATE_PATH, read_facts
 from crashlend.formats import bootparams
+from crashlend.health import find_problems
 from crashlend.ranges import Ranges
 from crashlend.system import handover, loading, shrinking
 from test_cli import put_in_place

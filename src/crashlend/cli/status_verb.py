@@ -8,17 +8,16 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from crashlend.arch import for_machine
-from crashlend.changes import Changes, find_changes
 from crashlend.cli.hosts import facts_from
 from crashlend.cli.main import add_root
 from crashlend.cli.output import print_json, print_rows, progress
 from crashlend.errors import EXIT_DONE, EXIT_NOT_LOADED, EXIT_UNKNOWN
 from crashlend.facts import STATE_PATH
+from crashlend.health import changes_of, find_problems
 from crashlend.hostfiles import open_host
 from crashlend.jsonable import to_json
 from crashlend.lenders import spoiled
@@ -30,8 +29,6 @@ from crashlend.system.image import is_in_memory
 
 if TYPE_CHECKING:
     import argparse
-
-    from crashlend.facts import Facts, MemoryBlock
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -136,83 +133,3 @@ def _are_ranges(value: Any) -> bool:
         isinstance(pair, list) and len(pair) == 2 and all(isinstance(x, int) for x in pair)
         for pair in value
     )
-
-
-def find_problems(facts: Facts, state: dict[str, Any]) -> list[str]:
-    """What the state file says and the host no longer bears out."""
-    problems = []
-    blocks = {b.index: b for b in facts.blocks}
-    loaded = state.get("loaded") or {}
-    in_use = Ranges(tuple(r) for r in loaded.get("lent", []) if facts.crash_loaded)
-    size = facts.block_bytes or 1
-    for key, record in (state.get("blocks") or {}).items():
-        block = blocks.get(int(key))
-        if block is None:
-            problems.append(f"lent memory block {key} is gone; run crashlend reload")
-        elif block.state != "online" and record.get("step") in ("lent", "spoiled"):
-            problems.append(
-                f"lent memory block {key} is {block.state}, by somebody else's doing; "
-                "run crashlend reload now"
-            )
-        elif block.state != "online":
-            problems.append(
-                f"memory block {key} is {block.state}: production lacks it; run crashlend load"
-            )
-        elif record.get("step") == "lent" and block.zones[:1] != ("Movable",):
-            problems.append(
-                f"lent memory block {key} is not movable any more and may hold kernel data; "
-                "run crashlend reload now"
-            )
-        elif record.get("step") == "lent" and _is_idle(facts, block, loaded, in_use):
-            problems.append(
-                f"memory block {key} is movable, but no crash kernel of crashlend's uses it; "
-                "run crashlend load or unload"
-            )
-    known = loaded.get("zone", []) if facts.block_bytes else []
-    zone = Ranges(tuple(r) for r in known).align_outwards(size)
-    for index in (i for r in zone for i in range(r.start // size, r.end // size)):
-        if index not in blocks or not blocks[index].is_movable:
-            problems.append(
-                f"memory block {index} holds lent memory and does not lie in ZONE_MOVABLE any more: "
-                "it may hold kernel data or be gone; run crashlend reload now"
-            )
-    problems += _changed(facts, state, told="".join(problems))
-    if loaded.get("step") == "loading":
-        problems.append("a load was interrupted; run crashlend load")
-    elif loaded.get("step") == "lost":
-        problems.append(f"the crash kernel was lost: {loaded.get('reason')}; run crashlend load")
-    elif loaded and facts.crash_loaded is False:
-        problems.append("the crash kernel that crashlend loaded is gone; run crashlend load")
-    return problems
-
-
-def _changed(facts: Facts, state: dict[str, Any], told: str) -> list[str]:
-    """What the loaded image does not know of this host; blocks that were ``told`` of not again."""
-    changes = changes_of(facts, state)
-    fresh = [lost for lost in changes.lost if f"memory block {lost[0]} " not in told]
-    now = replace(changes, lost=tuple(fresh))
-    words = "the crash kernel that is loaded counts on it; run crashlend reload now"
-    out = [f"{sentence}: {words}" for sentence in now.sentences(urgent=True)]
-    words = "the crash kernel that is loaded does not know of it; run crashlend reload"
-    return out + [f"{sentence}: {words}" for sentence in now.sentences(urgent=False)]
-
-
-def changes_of(facts: Facts, state: dict[str, Any]) -> Changes:
-    """What has changed since the load; nothing where there is no image."""
-    if not facts.crash_loaded:
-        return Changes()
-    blocks = state.get("blocks") or {}
-    steps = {int(index): str(block.get("step")) for index, block in blocks.items()}
-    return find_changes(state.get("loaded"), facts, steps)
-
-
-def _is_idle(facts: Facts, block: MemoryBlock, loaded: dict[str, Any], in_use: Ranges) -> bool:
-    """Whether a block is lent to nobody: an unload or a smaller load was killed, or gave up.
-
-    Not one of which a balloon has all that there is.
-    """
-    size = facts.block_bytes or 1
-    where = Ranges([(block.index * size, (block.index + 1) * size)])
-    if loaded.get("step") == "loaded" and not spoiled.fit(facts, where):
-        return False
-    return loaded.get("step") != "loading" and not in_use.meets(where)
