@@ -27,7 +27,7 @@ SYS_IO_SETUP, SYS_IO_GETEVENTS, SYS_IO_SUBMIT = 206, 208, 209
 IOCB = struct.Struct("<QIIHhIQQqQII")
 PREAD = 0
 READS, READ_BYTES = 128, 256 << 10
-MODULES = {"nvme": "nvme", "lsi": "sym53c8xx"}
+MODULES = {"nvme": ("nvme",), "lsi": ("sd_mod", "sym53c8xx")}
 DISKS = {"nvme": "nvme0n1", "lsi": "sda"}
 
 # QEMU's docs/specs/edu: its buffer and its registers
@@ -70,10 +70,10 @@ class Reads:
 
     def __init__(self, kind: str, lent: list[list[int]]) -> None:
         self.lent = lent
-        subprocess.run(["modprobe", MODULES[kind]], check=True)
+        subprocess.run(["modprobe", "-a", *MODULES[kind]], check=True)
         disk = Path("/dev") / DISKS[kind]
-        for _ in range(600):
-            if disk.exists() and disk.is_block_device():
+        for _ in range(900):  # the slow disk is looked at for partitions first
+            if disk.is_block_device():
                 break
             time.sleep(0.1)
         for name in ("nomerges", "scheduler"):
