@@ -303,6 +303,8 @@ def test_a_cma_range_lends_all_but_the_unit() -> None:
     gap = (CMA[0][0] + 2 * MIB, CMA[0][0] + 4 * MIB)
     assert plan.lent == Ranges(CMA) - Ranges([gap])
     assert any("left out" in note and "poisoned" in note for note in plan.notes)
+    asked = plan_of(some, lend=Ranges(CMA).size)
+    assert not any("the kernel made" in note for note in asked.notes)
     assert_invariants(plan, some)
 
 

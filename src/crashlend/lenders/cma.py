@@ -75,6 +75,6 @@ def offer_cma(facts: Facts, asked_bytes: int, lendable: Ranges, *, whole: bool =
             f"{mib(made.size - ranges.size)} of the kernel's ranges are left out: they hold pages "
             f"that must not be lent ({kinds})"
         )
-    if 0 < ranges.size < asked_bytes:
-        notes.append(f"the kernel made {mib(ranges.size)} of the {mib(asked_bytes)} asked for")
+    if 0 < made.size < asked_bytes:
+        notes.append(f"the kernel made {mib(made.size)} of the {mib(asked_bytes)} asked for")
     return Offer("cma", asked_bytes, held=ranges, foreseen=ranges, notes=tuple(notes))
