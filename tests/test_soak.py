@@ -115,6 +115,7 @@ def test_the_crash_kernels_last_words_come_first() -> None:
 
 def test_a_success_leaves_its_line_and_a_failure_all_its_files(tmp_path: Path) -> None:
     """Nothing of a good trial lies about; of a bad one everything is in failed/INDEX."""
+    (tmp_path / "running/9").mkdir(parents=True)  # a run before this one was killed
     said: list[str] = []
     results = run(tmp_path, Lab({1: lambda spec: outcome(spec, *NO_DUMP)}), said=said)
     assert {n: r["verdict"] for n, r in results.items()} == {

@@ -67,6 +67,8 @@ class Soak:
         When it is interrupted it ends the guests, keeps what is finished and removes the rest.
         """
         cases = tuple(cases)
+        # of a run that was killed
+        shutil.rmtree(self.directory / "running", ignore_errors=True)
         tree, began = source_hash(lab_only=False)[:12], self.clock()
         session = 1 + max((line.get("session", 0) for line in records.lines), default=0)
         results: list[dict[str, Any]] = []
