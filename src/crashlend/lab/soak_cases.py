@@ -100,7 +100,7 @@ AMOUNTS = {
     "dirty": {64: 1, 128: 2},
     "thp": {64: 1, 128: 1},
     "hugepages": {32: 1, 64: 1},
-    "forks": {2: 1, 4: 1},
+    "forks": {1: 1, 2: 1},
     "reads": {1: 1, 2: 1},
 }
 # Kinds of crashes.py. Those in the middle of crashlend's own work need another load and are the
