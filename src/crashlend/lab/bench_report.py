@@ -38,7 +38,7 @@ crashes by sysrq. A size is enough when the dump (level 31) is saved and makedum
 it. Steps of 1 MiB; the answer passed, and the next smaller size failed, as often as the table says. A size
 that fails once is not enough. In the rows with `--shrink` production boots with {comfortable} MiB,
 and crashlend shrinks that to what stands there, with every check of a trial passed. With lent memory
-the entry code waits 1 s for DMA here (10 s by default), and a kernel with `,cma` ranges 10 s by itself.
+purgatory waits 1 s for DMA here (10 s by default), and a kernel with `,cma` ranges 10 s by itself.
 
 The initramfs is the same file for all, {initramfs}. Behind it stand the capture's
 variables for this load: the same bytes for both ways of kexec and for crashlend without lending; with

@@ -45,8 +45,8 @@ kernel, and what the host's load does to the guest's timing.
 
 ## What it does not show
 
-Emulation (TCG) alone: no KVM, no real hardware, no device that still writes. Guests of 1 to 6 GiB. The
-entry code waits 1 s for DMA here (10 s by default).
+Emulation (TCG) alone: no KVM, no real hardware, no device that still writes. Guests of 1 to 6 GiB.
+Purgatory waits 1 s for DMA here (10 s by default).
 """
 
 
