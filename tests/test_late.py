@@ -28,9 +28,11 @@ READY = {"submitted": 128, "outstanding": 126, "pages": 8192, "pages_in_lent": 8
 VICTIM = {"bytes": 200 << 20, "late_pages": 0, "seconds": 24}
 
 
-def checks(late: str = "nvme", **events: dict[str, Any]) -> dict[str, Check]:
+def checks(
+    late: str = "nvme", devices: tuple[str, ...] = (), **events: dict[str, Any]
+) -> dict[str, Check]:
     report = Report([{"event": name, **values} for name, values in events.items()])
-    return {c.name: c for c in check_late(Spec(kernel=KERNEL, late=late), report)}
+    return {c.name: c for c in check_late(Spec(kernel=KERNEL, late=late, devices=devices), report)}
 
 
 def test_a_trial_without_late_dma_is_not_judged_by_it() -> None:
@@ -44,6 +46,14 @@ def test_reads_must_be_under_way_and_aim_at_lent_memory_alone() -> None:
     for spoilt in ({"outstanding": 0}, {"pages": 0, "pages_in_lent": 0}, {"pages_in_lent": 8191}):
         assert not checks(in_flight={**READY, **spoilt})[CHECK_IN_FLIGHT].ok
     assert not checks()[CHECK_IN_FLIGHT].ok
+
+
+@pytest.mark.parametrize(("domain", "ok"), [("DMA-FQ", True), ("identity", False), ("", False)])
+def test_an_iommu_must_have_translated(domain: str, ok: bool) -> None:
+    """One that is there and passes everything through shows nothing."""
+    found = checks(devices=("-device", "intel-iommu"), in_flight={**READY, "iommu": domain})
+    assert found["the device's DMA went through the IOMMU"].ok is ok
+    assert "the device's DMA went through the IOMMU" not in checks(in_flight=READY)
 
 
 def test_nothing_came_only_where_somebody_looked() -> None:

@@ -104,6 +104,9 @@ def check_late(spec: Spec, report: Report) -> Iterator[Check]:
         if ready
         else "the guest started none",
     )
+    if any("iommu" in word for word in spec.devices):
+        domain = str(ready.get("iommu"))
+        yield Check("the device's DMA went through the IOMMU", domain.startswith("DMA"), domain)
     seen = seen_pages(spec.late, report)
     where = "production's memory" if spec.late == "edu" else "the crash kernel's own memory"
     watched = report.find("victim").get("bytes", 0)
@@ -127,6 +130,7 @@ def result(spec: Spec, report: Report, capture: dict[str, Any]) -> dict[str, Any
         "dma_quiesce": spec.dma_quiesce,
         "outstanding": ready.get("outstanding"),
         "pages_in_lent": ready.get("pages_in_lent"),
+        "iommu": ready.get("iommu"),
         "watched_bytes": victim.get("bytes"),
         "watched_seconds": victim.get("seconds"),
         "seen_pages": seen_pages(spec.late, report),

@@ -65,6 +65,15 @@ def is_lent(frame: int, lent: list[list[int]]) -> bool:
     return any(start <= frame * PAGE < end for start, end in lent)
 
 
+def iommu_domain(place: Path) -> str:
+    """How the IOMMU translates for the function that a device is part of: DMA, identity; "" none."""
+    for one in (place, *place.parents):
+        kind = one / "iommu_group/type"
+        if kind.exists():
+            return kind.read_text().strip()
+    return ""
+
+
 class Reads:
     """Direct reads from a slow disk into lent memory, all handed to the kernel, few done."""
 
@@ -79,6 +88,7 @@ class Reads:
         for name in ("nomerges", "scheduler"):
             value = "2" if name == "nomerges" else "none"
             Path(f"/sys/block/{disk.name}/queue/{name}").write_text(value)
+        self.domain = iommu_domain(Path(f"/sys/block/{disk.name}/device").resolve())
         self.disk = os.open(disk, os.O_RDONLY | os.O_DIRECT)
         self.area = touched(READS * READ_BYTES)
         self.context = ctypes.c_ulong(0)
@@ -119,6 +129,7 @@ class Reads:
             "outstanding": submitted - max(done, 0),
             "pages": len(placed),
             "pages_in_lent": sum(is_lent(frame, self.lent) for frame in placed),
+            "iommu": self.domain,
         }
 
     def fire(self) -> None:
