@@ -37,7 +37,7 @@ def events(*commands: Event) -> list[Event]:
         {"event": "prepared", "exit": 0, "output": "hugepages 32\n"},
         *commands,
         {"event": "loaded", "mem_total": 2 * GIB, "nodes": nodes},
-        {"event": "crashing", "dirty_bytes": 200 * MIB},
+        {"event": "crashing"},
     ]
 
 
@@ -105,15 +105,6 @@ def test_pages_pinned_for_good_leave(before: int, after: int) -> None:
     assert failing(events(hog("register", pages=10, in_lent_before=9, in_lent_after=0))) == []
     found = events(hog("register", pages=10, in_lent_before=before, in_lent_after=after))
     assert failing(found) == ["what is pinned for good leaves lent memory first"]
-
-
-@pytest.mark.parametrize(("in_lent", "dirty"), [(100, 200 * MIB), (50000, 1 * MIB)])
-def test_dirty_cache_is_in_lent_memory(in_lent: int, dirty: int) -> None:
-    """Pages of the file lie there, and they are dirty at the crash."""
-    assert failing(events(hog("dirty", pages=80000, in_lent=50000))) == []
-    found = events(hog("dirty", pages=80000, in_lent=in_lent))
-    found[-1]["dirty_bytes"] = dirty
-    assert failing(found) == ["lent memory held dirty page cache at the crash"]
 
 
 @pytest.mark.parametrize("gone", ["HugePages_Total", "AnonHugePages", "Zswapped"])

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from crashlend.lab.spec import Saved, Spec
     from crashlend.lab.trial import Outcome
 
-PAGE = 4096
 HOGS = "/lab/hogs.py"
 
 
@@ -121,13 +120,6 @@ def _hog(
             "what is pinned for good leaves lent memory first",
             before > 0 and after == 0,
             f"{before} of {answer['pages']} pages were in it, {after} are still",
-        )
-    elif verb == "dirty":
-        dirty, size = report.find("crashing").get("dirty_bytes", 0), answer["pages"] * PAGE
-        yield Check(
-            "lent memory held dirty page cache at the crash",
-            answer["in_lent"] * PAGE >= lent.size // 4 > 0 and dirty >= size // 2,
-            f"{mib(dirty)} dirty, {mib(answer['in_lent'] * PAGE)} of {mib(size)} were put there",
         )
     elif verb == "huge":
         asked = re.search(r"(?m)^hugepages (\d+)$", report.find("prepared").get("output", ""))

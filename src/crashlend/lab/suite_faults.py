@@ -190,7 +190,10 @@ FAULTS = (
         "dirty-6.1",
         "lent memory full of dirty page cache",
         "6.1",
-        {"poison": False, "cpus": 2, "commands": (LOAD, _hog("dirty", str(320 * MIB)))},
+        {
+            "poison": False,
+            "commands": (LOAD, Command(("work", "dirty", "230", "into"), program="agent")),
+        },
     ),
     _trial(
         "huge-6.1",

@@ -369,7 +369,7 @@ def main() -> None:
     dma = late.prepare(job["late"], lent)
     if dma is not None:
         report("in_flight", **dma.start())
-    report("crashing", dirty_bytes=meminfo()["Dirty"])
+    report("crashing")
     time.sleep(0.2)
     if dma is not None:
         dma.fire()

@@ -38,18 +38,13 @@ libc = ctypes.CDLL(None, use_errno=True)
 class Area:
     """Private anonymous memory, all of it touched."""
 
-    def __init__(self, size: int, fd: int = -1, *, huge: bool = False) -> None:
-        flags = mmap.MAP_SHARED if fd >= 0 else mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+    def __init__(self, size: int, *, huge: bool = False) -> None:
         self.size = size
-        self.map = mmap.mmap(fd, size, flags=flags)
+        self.map = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         self.address = ctypes.addressof(ctypes.c_char.from_buffer(self.map))
         if huge:
             self.map.madvise(MADV_HUGEPAGE)
-        self.touch()
-
-    def touch(self) -> None:
-        """Write to every page."""
-        ctypes.memset(self.address, 0x5A, self.size)
+        ctypes.memset(self.address, 0x5A, size)
 
     def frames(self) -> list[int]:
         """The page frame of each page; 0 where it has none."""
@@ -111,14 +106,14 @@ def count_in_lent(frames: list[int]) -> int:
     return sum(any(start <= frame < end for start, end in lent) for frame in frames)
 
 
-def stay(answer: dict[str, object], keep_busy: Callable[[], None] = lambda: time.sleep(60)) -> None:
+def stay(answer: dict[str, object]) -> None:
     """Print the answer and go on in the background."""
     print(json.dumps(answer), flush=True)
     null = os.open("/dev/null", os.O_RDWR)
     for fd in (0, 1, 2):
         os.dup2(null, fd)
     while True:
-        keep_busy()
+        time.sleep(60)
 
 
 def everything() -> None:
@@ -169,23 +164,6 @@ def register(size: int) -> None:
     stay({"pages": len(frames), "in_lent_before": before, "in_lent_after": count_in_lent(frames)})
 
 
-def dirty(size: int) -> None:
-    """A file's pages, written to again and again, and never written back but by sync."""
-    for name, value in (
-        ("dirty_background_ratio", "95"),
-        ("dirty_ratio", "96"),
-        ("dirty_writeback_centisecs", "0"),
-        ("dirty_expire_centisecs", "100000"),
-    ):
-        Path("/proc/sys/vm", name).write_text(value)
-    fd = os.open("/lab/dirty", os.O_RDWR | os.O_CREAT | os.O_TRUNC)
-    piece = os.urandom(MIB)
-    for _ in range(size // MIB):
-        os.write(fd, piece)
-    area = Area(size, fd)
-    stay({"pages": size // PAGE, "in_lent": count_in_lent(area.frames())}, area.touch)
-
-
 def huge(size: int) -> None:
     """Transparent huge pages of ``size`` bytes, then more than there is: zswap has to take some."""
     area = Area(size, huge=True)
@@ -234,7 +212,6 @@ def main() -> None:
         "pin": pin,
         "lock": lock,
         "register": register,
-        "dirty": dirty,
         "huge": huge,
         "hold-lock": hold_lock,
         "load-forever": load_forever,
