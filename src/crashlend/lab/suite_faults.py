@@ -180,7 +180,7 @@ FAULTS = (
         "90 % of RAM is in use when memory is lent and when the kernel panics",
         "6.1",
         {
-            "memory_bytes": 3 * GIB,
+            "memory_bytes": 4 * GIB,
             "poison": False,
             "commands": (Command(("fill", "0.9", "0"), program="agent"), LOAD),
             "least_lent_bytes": 128 * MIB,
