@@ -10,6 +10,8 @@ from crashlend.sizes import GIB, MIB
 
 # lent memory above 4 GiB, RAM in two pieces
 HIGH = {"memory_bytes": 4 * GIB}
+# user space leaves half of what is free, some 130 MiB, in the kernel's range
+LARGE_CMA = {"memory_bytes": 1792 * MIB, "lend_bytes": None}
 
 
 def _bytes(name: str, proves: str, kernel: str, lender: str, **spec: Any) -> Trial:
@@ -65,16 +67,16 @@ BYTES = (
         "the kernel's own ,cma range",
         "7.3",
         "cma",
-        cmdline="crashkernel=256M,cma crashkernel=128M",
-        lend_bytes=None,
+        cmdline="crashkernel=768M,cma crashkernel=128M",
+        **LARGE_CMA,
     ),
     _bytes(
         "cma-lent",
         "the same where the crash kernel unpacks itself in it",
         "7.3",
         "cma",
-        cmdline="crashkernel=256M,cma crashkernel=20M",
-        lend_bytes=None,
+        cmdline="crashkernel=768M,cma crashkernel=20M",
+        **LARGE_CMA,
         placement="lent",
     ),
 )
