@@ -145,6 +145,7 @@ SUITE = (
         "four CPUs on two NUMA nodes, the last one panics",
         "6.1",
         {"cpus": 4, "nodes": 2, "crash": "sysrq-cpu3"},
+        quick=False,
     ),
     Trial(
         "tiny-6.1",
