@@ -149,7 +149,7 @@ class Ports:
         assert found is not None
         assert (offset, size) == (4, 2), "only the command register, without the status beside it"
         self.config_writes.append((function, offset, value))
-        found["command"] = value
+        found["command"] = found["command"] if found.get("fixed") else value
 
 
 class Machine:

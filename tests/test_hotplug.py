@@ -13,9 +13,10 @@ import pytest
 from build import BLOCK, GIB, facts
 from crashlend.changes import Changes, find_changes
 from crashlend.config import Settings
-from crashlend.errors import CrashlendError
+from crashlend.errors import CrashlendError, RefusedError
 from crashlend.facts import CrashNote, Facts
 from crashlend.formats.procfs import Resource
+from crashlend.quiesce import Quiesce, Wish
 from crashlend.ranges import Ranges
 from crashlend.system import hotplug
 from crashlend.system.state import locked
@@ -298,6 +299,24 @@ def test_when_no_image_can_be_had_the_one_with_absent_memory_goes(some: FussyHos
     assert not some.loaded
     assert "no crash kernel" in caught.value.hint
     assert any("was lost" in problem for problem in some.problems())
+
+
+def test_where_lending_is_refused_by_now_there_is_a_crash_kernel_without_it(
+    some: FussyHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The old image had to go; a device that came into use since the load forbids a new one that lends."""
+    load()
+    offline(some)
+
+    def refuse(_facts: Facts, _wish: Wish, *, lending: bool, syscall: str) -> Quiesce:
+        if lending:
+            raise RefusedError("memory must not be lent beside i915", "it is in use")
+        return Quiesce(0.0, f"nothing is lent ({syscall})")
+
+    monkeypatch.setattr("crashlend.plan.plan_quiesce", refuse)
+    done = handle("offline:memory39")
+    assert done.loaded is not None
+    assert (some.loaded, done.loaded.plan.lent.size) == (True, 0)
 
 
 def test_an_addition_that_no_image_can_be_had_for_costs_nothing(some: FussyHost) -> None:

@@ -375,6 +375,26 @@ def test_a_damaged_purgatory_boots_where_that_is_preferred() -> None:
     assert m.step("self")["bad"] == 1
 
 
+@pytest.mark.parametrize(
+    ("name", "bit"),
+    [
+        *(("wait_us", bit) for bit in (0, 32, 40, 63)),
+        *(("watch_us", bit) for bit in (20, 36)),
+        *(("watch_limit_us", bit) for bit in (30, 50)),
+        *((name, bit) for name in ("regions", "lent", "bus_masters") for bit in (3, 12, 31)),
+        ("bus_masters_at", 20),
+    ],
+)
+def test_a_damaged_parameter_neither_lasts_nor_leads_astray(name: str, bit: int) -> None:
+    """Where booting is preferred, what could last or loop by a damaged number is left out."""
+    ports = Ports(step_ns=5e6)
+    m = flipped(machine(ports, on_mismatch="boot"), offset(name) * 8 + bit)
+    assert_entered(m.run())
+    assert m.step_names == ["self", "wait", "copy"]
+    assert 10_000 <= m.step("wait")["ms"] < 20_000
+    assert ports.config_writes == []
+
+
 def test_a_flipped_bit_does_not_turn_a_reset_into_a_boot() -> None:
     """on_mismatch is four letters: no single bit makes the one into the other."""
     for bit in range(offset("on_mismatch") * 8, offset("on_mismatch") * 8 + 32):
@@ -498,7 +518,18 @@ def test_bus_masters_are_switched_off_and_nothing_else_is_changed() -> None:
     assert [f["command"] for f in functions.values()] == [0x0503, 0x0003, 0x0402, 0x0007]
     assert ports.config_writes == [(0x0020, 4, 0x0503), (0x3A07, 4, 0x0402)]
     step = m.step("bus-masters-off")
-    assert (step["functions"], step["cleared"]) == (3, 2)
+    assert (step["functions"], step["cleared"], step["still_on"]) == (3, 2, 0)
+    assert "functions that did not answer or heed it: 1" in m.lines
+
+
+def test_a_function_that_keeps_its_bit_is_told() -> None:
+    """The register is read again: lending may have been allowed on the strength of that bit."""
+    stubborn = {0x0020: {"vendor": 0x8086, "command": 7, "fixed": 1}}
+    m = machine(Ports(functions=stubborn), bus_masters=[0x0020], wait_seconds=0).run()
+    assert_entered(m)
+    step = m.step("bus-masters-off")
+    assert (step["functions"], step["cleared"], step["still_on"]) == (1, 1, 1)
+    assert "functions that did not answer or heed it: 1" in m.lines
 
 
 def test_bus_masters_are_off_before_lent_memory_is_written() -> None:

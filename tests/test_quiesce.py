@@ -15,7 +15,7 @@ from crashlend.config import Settings
 from crashlend.errors import RefusedError
 from crashlend.facts import EndlessWriter, Facts, PciFunction, Watchdog
 from crashlend.plan import Plan, make_plan
-from crashlend.quiesce import Wish, is_the_systems, parse_quiesce
+from crashlend.quiesce import Quiesce, Wish, is_the_systems, parse_quiesce, quiesce_notes
 
 PAYLOAD = payload()
 DISK, CARD, PORT = "0000:00:04.0", "0000:00:02.0", "0000:00:1c.0"
@@ -49,6 +49,13 @@ def writing(*writers: EndlessWriter) -> Facts:
 
 def watched(timeout: int, **more: Any) -> Facts:
     return replace(HOST, watchdogs=(Watchdog("watchdog0", "iTCO_wdt", True, timeout, **more),))
+
+
+def test_a_watch_that_can_not_read_all_memory_twice_is_told() -> None:
+    """Its limit knows nothing of how much is lent."""
+    big = quiesce_notes(HOST, Wish(), Quiesce(0, "", (), 1.0, 6.0), 64 * GIB)
+    assert any("watch=1:34" in note for note in big)
+    assert quiesce_notes(HOST, Wish(), Quiesce(0, "", (), 1.0, 6.0), GIB) == ()
 
 
 # --- the setting ---------------------------------------------------------------------------------

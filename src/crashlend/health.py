@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from crashlend.changes import Changes, find_changes
 from crashlend.lenders import spoiled
+from crashlend.quiesce import DEFAULT, candidates, is_reachable, parse_quiesce
 from crashlend.ranges import Ranges
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ def find_problems(facts: Facts, state: dict[str, Any]) -> list[str]:
     """What the state file says and the host no longer bears out; most urgent first."""
     loaded = state.get("loaded") or {}
     problems = [*_of_blocks(facts, state), *_of_zones(facts, loaded)]
+    problems += [*_of_devices(facts, loaded)]
     problems += _changed(facts, state, told="".join(problems))
     if loaded.get("step") == "loading":
         problems.append("a load was interrupted; run crashlend load")
@@ -78,6 +80,31 @@ def _of_zones(facts: Facts, loaded: dict[str, Any]) -> Iterator[str]:
             yield (
                 f"memory block {index} holds lent memory and does not lie in ZONE_MOVABLE any more: "
                 f"it may hold kernel data or be gone; {NOW}"
+            )
+
+
+def _of_devices(facts: Facts, loaded: dict[str, Any]) -> Iterator[str]:
+    """Devices whose late DMA the loaded image does not stop, because they came into use after it.
+
+    Only root sees who uses what.
+    """
+    if not (facts.crash_loaded and facts.privileged and loaded.get("lent")):
+        return
+    off = loaded.get("bus_masters") or ()
+    for one in facts.endless_writers:
+        if one.address not in off:
+            yield (
+                f"{one.driver} ({one.address or 'address unknown'}) is in use and may write to lent "
+                f"memory after a crash, for no wait ends that: {one.seen}; run crashlend reload "
+                "--dma-quiesce wait=10,bus-masters-off, or with --lend 0"
+            )
+    settings = loaded.get("settings") or {}
+    which = parse_quiesce(str(settings.get("dma_quiesce") or DEFAULT)).bus_masters
+    for function in candidates(facts, which) if which else ():
+        if is_reachable(function) and function.address not in off:
+            yield (
+                f"the PCI function {function.address} came after the load: its bus mastering would "
+                "stay on; run crashlend reload"
             )
 
 

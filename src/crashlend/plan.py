@@ -139,7 +139,7 @@ def make_plan(
         notes=(
             *offer.notes,
             *_doubts(facts, lent),
-            *quiesce_notes(facts, wish, quiesce, lending=bool(lent)),
+            *quiesce_notes(facts, wish, quiesce, lent.size),
         ),
     )
     if not facts.iomem:

@@ -26,6 +26,8 @@ DEFAULT = "wait=10"
 WAIT_MOST_SECONDS = 600.0
 WATCH_LEAST_SECONDS, WATCH_MOST_SECONDS, LIMIT_MOST_SECONDS = 0.1, 600.0, 3600.0
 LIMIT_FACTOR = 6
+# what one processor reads of memory, if it is slow
+READ_BYTES_PER_SECOND = 4 << 30
 NUMBER = r"[0-9]{1,6}(?:\.[0-9]{1,6})?"
 # crash_cma_clear_pending_dma() waits CMA_DMA_TIMEOUT_SEC: commit e1280f3071f1, Linux 6.17
 KERNELS_OWN_SECONDS = 10.0
@@ -256,11 +258,27 @@ def _outlive_watchdogs(facts: Facts, quiesce: Quiesce) -> None:
             )
 
 
-def quiesce_notes(facts: Facts, wish: Wish, quiesce: Quiesce, *, lending: bool) -> tuple[str, ...]:
-    """What people should know about it beside what is done."""
-    if not lending:
+def quiesce_notes(facts: Facts, wish: Wish, quiesce: Quiesce, lent_bytes: int) -> tuple[str, ...]:
+    """What people should know about it beside what is done; nothing where nothing is lent."""
+    if not lent_bytes:
         return ()
-    return (*_out_of_reach(facts, wish), *_left_alone(facts, quiesce), *_watchdogs(facts, quiesce))
+    return (
+        *_out_of_reach(facts, wish),
+        *_left_alone(facts, quiesce),
+        *_watchdogs(facts, quiesce),
+        *_watch(quiesce, lent_bytes),
+    )
+
+
+def _watch(quiesce: Quiesce, lent_bytes: int) -> list[str]:
+    """A note where lent memory can't be read twice before the watch gives up."""
+    least = 2 * lent_bytes / READ_BYTES_PER_SECOND + quiesce.watch_seconds
+    if not quiesce.watch_seconds or least <= quiesce.watch_limit_seconds:
+        return []
+    return [
+        f"a watch of {show_number(quiesce.watch_limit_seconds)} s may be over before so much lent "
+        f"memory is read twice: set watch={show_number(quiesce.watch_seconds)}:{int(least) + 1} or more"
+    ]
 
 
 def _out_of_reach(facts: Facts, wish: Wish) -> list[str]:

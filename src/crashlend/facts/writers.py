@@ -100,8 +100,9 @@ def _queue_users(reader: Reader, _address: str, _kind: WriterKind) -> Optional[s
         name
         for name in reader.files.names(QUEUES)
         if name.startswith("wq")
-        and reader.text(f"{QUEUES}/{name}/type", optional=True) == "user"
-        and reader.text(f"{QUEUES}/{name}/clients", optional=True) not in ("", "0")
+        # what can't be read counts as in use
+        and reader.text(f"{QUEUES}/{name}/type", optional=True) in ("user", "")
+        and reader.text(f"{QUEUES}/{name}/clients", optional=True) != "0"
     ]
     return f"{', '.join(used)} has clients ({QUEUES})" if used else None
 

@@ -9,9 +9,9 @@ from crashlend.lab.spec import Trial
 from crashlend.sizes import GIB, MIB
 
 # lent memory above 4 GiB, RAM in two pieces
-HIGH = {"memory_bytes": 4 * GIB}
+HIGH: dict[str, Any] = {"memory_bytes": 4 * GIB}
 # user space leaves half of what is free, some 130 MiB, in the kernel's range
-LARGE_CMA = {"memory_bytes": 1792 * MIB, "lend_bytes": None}
+LARGE_CMA: dict[str, Any] = {"memory_bytes": 1792 * MIB, "lend_bytes": None}
 
 
 def _bytes(

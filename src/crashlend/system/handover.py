@@ -153,6 +153,7 @@ def _record(plan: Plan, facts: Facts, settings: Settings, files: Files) -> dict[
         "required_bytes": plan.costs.required_bytes,
         "crash_kernel_bytes": plan.costs.crash_kernel_bytes,
         "dump_level": plan.dump_level,
+        "bus_masters": list(plan.quiesce.bus_masters),
         "system_ram": plan.system_ram.to_json(),
         "notes": notes_json(facts),
         "settings": config.to_text(settings),

@@ -15,13 +15,13 @@ from __future__ import annotations
 import os
 import re
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Callable, Optional
 
 from crashlend import config
 from crashlend.changes import find_changes
-from crashlend.errors import CrashlendError
+from crashlend.errors import CrashlendError, RefusedError
 from crashlend.system import fallback, kept, loading
 from crashlend.system.state import BusyError, State, locked
 
@@ -169,12 +169,19 @@ class _Handler:
             files = kept.recall(look.fingerprint).files
             get_files = lambda _release: files  # noqa: E731
         try:
-            done = loading.load(
-                settings, get_files, say=self.say, clock=self.waiting.clock, again=True
-            )
+            done = self.load(settings, get_files)
         except BusyError:
             return self.act(self.look(()))
+        except RefusedError as error:
+            if look.urgency != "now":
+                raise
+            # the old image is gone: it counted on memory that left, and lending is refused now
+            self.say(f"{error}; loading without lent memory, until the next crashlend load")
+            done = self.load(replace(settings, lend=0), get_files)
         return Handled("reloaded", look.why, done)
+
+    def load(self, settings: Settings, get_files: Callable[[str], Files]) -> Loaded:
+        return loading.load(settings, get_files, say=self.say, clock=self.waiting.clock, again=True)
 
 
 def look_now() -> Look:

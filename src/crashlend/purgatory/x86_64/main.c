@@ -16,6 +16,7 @@
 #include "purgatory.h"
 
 #define COPY_TRIES 4
+#define DOUBTFUL_WAIT_US 10000000	/* where the time that was asked for may be anything */
 
 /* A digest is wrong. Returns only where the plan says so. */
 static void mismatch(const char *what)
@@ -61,7 +62,8 @@ static bool is_whole(void)
 	return sha256_equal(found, handover.sha256);
 }
 
-static void step_self(void)
+/* Whether what the loader handed over can be believed; if not, a doubtful dump is preferred. */
+static bool step_self(void)
 {
 	u64 begin = cycles();
 	bool whole = is_whole();
@@ -75,31 +77,36 @@ static void step_self(void)
 	record_step("self", passed);
 	record_number("bad", !whole);
 	record_step_end();
+	return whole;
 }
 
 static void step_bus_masters_off(void)
 {
 	u64 begin = cycles();
-	u32 present, cleared;
+	struct bus_masters found;
 
 	if (!handover.bus_masters)
 		return;
-	bus_masters_off(&present, &cleared);
+	bus_masters_off(&found);
 	record_step("bus-masters-off", cycles() - begin);
-	record_number("functions", present);
-	record_number("cleared", cleared);
+	record_number("functions", found.present);
+	record_number("cleared", found.cleared);
+	record_number("still_on", found.still_on);
 	record_step_end();
-	tell("bus masters switched off: ", cleared, "");
+	tell("bus masters switched off: ", found.cleared, "");
+	if (found.still_on || found.present < handover.bus_masters)
+		tell("functions that did not answer or heed it: ",
+		     handover.bus_masters - found.present + found.still_on, "");
 }
 
-static void step_wait(void)
+static void step_wait(u64 us)
 {
 	u64 begin = cycles(), passed;
 
-	if (!handover.wait_us)
+	if (!us)
 		return;
-	tell("waiting for DMA, ", handover.wait_us / 1000, " ms");
-	clock_wait(handover.wait_us);
+	tell("waiting for DMA, ", us / 1000, " ms");
+	clock_wait(us);
 	passed = cycles() - begin;
 	record_step("wait", passed);
 	record_step_end();
@@ -120,7 +127,9 @@ static void step_watch(void)
 	record_number("changes", watch.changes);
 	record_bool("quiet", watch.quiet);
 	record_step_end();
-	serial_line(watch.quiet ? "lent memory is quiet" : "lent memory is not quiet, going on");
+	serial_line(watch.quiet ? "lent memory is quiet" :
+		    watch.passes < 2 ? "lent memory could not be read twice in time, going on" :
+		    "lent memory is not quiet, going on");
 	tell("changes seen: ", watch.changes, "");
 }
 
@@ -184,11 +193,15 @@ static void step_copy(void)
 void purgatory(void)
 {
 	exceptions_install();
-	step_self();
-	step_bus_masters_off();
-	step_wait();
-	step_watch();
-	step_verify();
+	if (step_self()) {
+		step_bus_masters_off();
+		step_wait(handover.wait_us);
+		step_watch();
+		step_verify();
+	} else {
+		/* Times, counts and tables may be anything: what lasts or loops by them is left out. */
+		step_wait(DOUBTFUL_WAIT_US);
+	}
 	step_copy();
 	enter(handover.kernel_entry, handover.boot_params);
 }

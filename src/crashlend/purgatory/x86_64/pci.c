@@ -19,24 +19,25 @@ static void config_select(u16 function, u8 offset)
  * Only the functions that the loader named. The command register is written alone: in the status
  * register beside it ones clear bits.
  */
-void bus_masters_off(u32 *present, u32 *cleared)
+void bus_masters_off(struct bus_masters *found)
 {
 	const u16 *functions = table_at(handover.bus_masters_at);
 	u16 command;
 	u32 i;
 
-	*present = 0;
-	*cleared = 0;
+	found->present = found->cleared = found->still_on = 0;
 	for (i = 0; i < handover.bus_masters; i++) {
 		config_select(functions[i], VENDOR_ID);
 		if (in16(CONFIG_DATA) == NO_VENDOR)
 			continue;
-		++*present;
+		found->present++;
 		config_select(functions[i], COMMAND);
 		command = in16(CONFIG_DATA);
 		if (!(command & COMMAND_BUS_MASTER))
 			continue;
 		out16(CONFIG_DATA, command & ~COMMAND_BUS_MASTER);
-		++*cleared;
+		found->cleared++;
+		if (in16(CONFIG_DATA) & COMMAND_BUS_MASTER)
+			found->still_on++;
 	}
 }

@@ -139,7 +139,13 @@ void exceptions_install(void);
 _Noreturn void purgatory(void);
 
 /* pci.c */
-void bus_masters_off(u32 *present, u32 *cleared);
+struct bus_masters {
+	u32 present;			/* of those named, how many answer */
+	u32 cleared;			/* how many had the bit set */
+	u32 still_on;			/* how many have it set afterwards */
+};
+
+void bus_masters_off(struct bus_masters *found);
 
 /* record.c */
 void record_begin(bool trusted);
