@@ -35,8 +35,8 @@ anything else; what is no zero 15 s later came late. *edu*: five functions of QE
 behind a bridge, are told to write 2 KiB each, which they do a tenth of a second later; what came is seen in
 production's memory in /proc/vmcore. A row with `wait=0` is the control: nothing is done.
 
-| trial | device | `dma_quiesce` | under way at the panic | purgatory's steps | seconds lost | pages written late |
-|---|---|---|---|---|---|---|
+| trial | device | `dma_quiesce` | under way at the panic | purgatory's steps | seconds lost | pages written late | dump |
+|---|---|---|---|---|---|---|---|
 """
 TAIL = """
 
@@ -98,6 +98,7 @@ def cells(value: dict[str, Any]) -> tuple[str, ...]:
         "; ".join(map(in_words, steps)) or "none",
         f"{sum(step['ms'] for step in steps) / 1000:.1f}",
         str(late["seen_pages"]),
+        "saved" if trial["vmcore"]["bytes"] else "lost",
     )
 
 
