@@ -202,3 +202,16 @@ def test_a_load_for_lent_memory_must_have_filled_it() -> None:
     for used, holds in ((75, True), (74, False)):
         report = Report([working("cache", 90, 0, used=used)])
         assert [check.ok for check in check_work(spec, report)] == [True, holds]
+
+
+def test_dirty_files_are_new_each_time(
+    loads: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """ext4 writes a file out at close that was truncated to be written anew: it would be clean."""
+    monkeypatch.setattr(loads.Path, "write_text", lambda self, text: None)  # /proc/sys/vm
+    load = loads.Dirty(1)
+    load.run()
+    with open(tmp_path / "dirty", "rb") as first:
+        load.run()
+        assert os.fstat(first.fileno()).st_nlink == 0
+    assert (tmp_path / "dirty").stat().st_size == MIB

@@ -123,8 +123,11 @@ class Dirty(Load):
         ):
             Path("/proc/sys/vm", name).write_text(f"{value}\n")
         piece = os.urandom(MIB)
-        # the first disk: what is half written there is no matter for the dump
-        with open(DIRECTORY / "dirty", "wb") as file:
+        # the first disk: what is half written there is no matter for the dump. A new file each time:
+        # ext4 writes one out at close that was truncated to be written anew (auto_da_alloc)
+        path = DIRECTORY / "dirty"
+        path.unlink(missing_ok=True)
+        with open(path, "wb") as file:
             for _ in range(self.amount):
                 file.write(piece)
 
