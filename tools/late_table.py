@@ -77,7 +77,10 @@ not seen.
   nothing more.
 - **Writers without end** are recognised in constructed facts alone so far.
 - **A watch sees changes only.** A device that writes what is there already, or later than the rest that was
-  asked for, is not seen.
+  asked for, is not seen. It reads all lent memory: where that has an uncorrectable error, the machine
+  resets (a machine check), while a crash kernel might never have touched that page.
+- **In use is judged at load, and by `status`.** A device that comes into use later, or is plugged in, is named
+  by `status` with its remedy; nothing acts on that by itself.
 """
 STEPS = ("bus-masters-off", "wait", "watch")
 
