@@ -320,6 +320,14 @@ def test_kexec_file_load_cannot_leave_a_page_out() -> None:
     assert plan_of(some).lent.size == Ranges(CMA).size - 2 * MIB
 
 
+def test_kexec_file_load_need_not_leave_a_balloon_s_pages_out() -> None:
+    """The hypervisor gives them back: a host under lockdown with a balloon keeps its crash kernel."""
+    index = CMA[0][0] // BLOCK
+    some = facts(cma_ranges=CMA, census={index: [(OFFLINE, 512)]})
+    assert plan_of(some, syscall="file").lent == Ranges(CMA)
+    assert plan_of(some).lent.size == Ranges(CMA).size - 2 * MIB
+
+
 def test_a_cma_range_with_kernel_pages_is_none() -> None:
     """Slab in it: it is in ordinary use, whatever the kernel lists."""
     some = facts(cma_ranges=CMA, census={CMA[0][0] // BLOCK: [(SLAB, 1)]})

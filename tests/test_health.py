@@ -8,7 +8,7 @@ from typing import Any
 
 from build import GIB, pci_function
 from build import facts as build_facts
-from crashlend.facts import EndlessWriter
+from crashlend.facts import EndlessWriter, Refusal
 from crashlend.health import find_problems
 
 CARD, DISK = "0000:00:02.0", "0000:00:04.0"
@@ -49,6 +49,16 @@ def test_a_writer_that_came_into_use_after_the_load_is_a_problem() -> None:
     assert told(busy, state(lent=False)) == []
     assert told(replace(busy, privileged=False), state()) == []
     assert told(HOST, state()) == []
+
+
+def test_a_host_that_must_not_lend_any_more_is_a_problem() -> None:
+    """A guest with encrypted memory may start after the load; of another lender it is none."""
+    guests = replace(HOST, refusals=(Refusal("any", "SEV guests may be running"),))
+    (problem,) = [p for p in find_problems(guests, state()) if "SEV" in p]
+    assert "--lend 0" in problem
+    xen = replace(HOST, refusals=(Refusal("movable", "under Xen"),))
+    assert [p for p in find_problems(xen, state()) if "Xen" in p] == []
+    assert [p for p in find_problems(guests, state(lent=False)) if "SEV" in p] == []
 
 
 def test_a_function_that_came_after_the_load_is_a_problem_where_all_are_to_be_off() -> None:

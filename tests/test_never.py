@@ -154,6 +154,20 @@ def test_a_host_that_must_not_lend_is_refused(row: str, kind: dict[str, Any], wo
             "/sys/module/ccp/holders/kvm_amd/x": b"",
         },
         {"/sys/module/kvm_amd/parameters/sev": b"N\n", "/sys/module/ccp/refcnt": b"7\n"},
+        # raid456 holds two of ccp's DMA channels
+        {
+            **KVM_AMD,
+            "/sys/module/ccp/refcnt": b"3\n",
+            "/sys/module/ccp/holders/kvm_amd/x": b"",
+            **{
+                f"/sys/class/dma/dma{n}chan0/{file}": data
+                for n, driver in enumerate((b"ccp", b"ccp", b"ioatdma"))
+                for file, data in (
+                    ("device/uevent", b"DRIVER=" + driver + b"\nPCI_CLASS=108000\n"),
+                    ("in_use", b"1\n"),
+                )
+            },
+        },
         {"/sys/module/kvm_amd/parameters/sev": b"0\n"},
         {"/sys/module/kvm_intel/parameters/tdx": b"N\n"},
         # a balloon that need not tell; another device with bit 0

@@ -26,7 +26,7 @@ def find_problems(facts: Facts, state: dict[str, Any]) -> list[str]:
     """What the state file says and the host no longer bears out; most urgent first."""
     loaded = state.get("loaded") or {}
     problems = [*_of_blocks(facts, state), *_of_zones(facts, loaded)]
-    problems += [*_of_devices(facts, loaded)]
+    problems += [*_of_host(facts, loaded), *_of_devices(facts, loaded)]
     problems += _changed(facts, state, told="".join(problems))
     if loaded.get("step") == "loading":
         problems.append("a load was interrupted; run crashlend load")
@@ -81,6 +81,18 @@ def _of_zones(facts: Facts, loaded: dict[str, Any]) -> Iterator[str]:
                 f"memory block {index} holds lent memory and does not lie in ZONE_MOVABLE any more: "
                 f"it may hold kernel data or be gone; {NOW}"
             )
+
+
+def _of_host(facts: Facts, loaded: dict[str, Any]) -> Iterator[str]:
+    """Why this host must not lend any more what it has lent: a SEV guest that came later."""
+    lenders = str(loaded.get("lender") or "").split(",")
+    if facts.crash_loaded and loaded.get("lent"):
+        for refusal in facts.refusals:
+            if refusal.lender in ("any", *lenders):
+                yield (
+                    f"memory of this host must not be lent any more: {refusal.reason}; run crashlend "
+                    "reload --lend 0"
+                )
 
 
 def _of_devices(facts: Facts, loaded: dict[str, Any]) -> Iterator[str]:

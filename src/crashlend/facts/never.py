@@ -264,7 +264,7 @@ def _read_signs(reader: Reader, cpu_flags: tuple[str, ...], meminfo: dict[str, i
         tdx_guest="tdx_guest" in cpu_flags or exists("/sys/devices/virtual/misc/tdx_guest"),
         tdx_host=_is_on(reader, "kvm_intel", "tdx"),
         sev_host=_is_on(reader, "kvm_amd", "sev"),
-        sev_users=_users(reader, "ccp"),
+        sev_users=_sev_users(reader),
         strict_balloon=_strict_balloon(reader),
     )
 
@@ -283,6 +283,27 @@ def _users(reader: Reader, module: str) -> Optional[int]:
     return (
         None if count is None else count - len(reader.files.names(f"/sys/module/{module}/holders"))
     )
+
+
+def _sev_users(reader: Reader) -> Optional[int]:
+    """Who has /dev/sev open: what holds ccp beside modules and beside those who use it for DMA.
+
+    dma_chan_get() takes a reference for each channel in use (drivers/dma/dmaengine.c): raid456 does so
+    on every host that has such channels.
+    """
+    users = _users(reader, "ccp")
+    if not users:
+        return users
+    base = "/sys/class/dma"
+    channels = (
+        name
+        for name in reader.files.names(base)
+        if "DRIVER=ccp" in reader.text(f"{base}/{name}/device/uevent", optional=True).split()
+    )
+    busy = (
+        reader.text(f"{base}/{name}/in_use", optional=True) not in ("", "0") for name in channels
+    )
+    return max(0, users - sum(busy))
 
 
 def _strict_balloon(reader: Reader) -> str:

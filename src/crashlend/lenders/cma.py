@@ -60,6 +60,9 @@ def offer_cma(facts: Facts, asked_bytes: int, lendable: Ranges, *, whole: bool =
             "use",
             hint="please report this host's `crashlend snapshot`",
         )
+    if whole and not spoiled.must_not(facts).meets(ranges):
+        # a balloon's pages are harmless there, too: the kernel gives them to the crash kernel
+        return Offer("cma", asked_bytes, held=ranges, foreseen=ranges, notes=tuple(notes))
     made, ranges = ranges, ranges - spoiled.left_out(facts)
     ranges = Ranges(sorted(ranges, key=lambda r: -r.size)[:MOST_RUNS])
     kinds = spoiled.words(spoiled.kinds_in(facts, made))

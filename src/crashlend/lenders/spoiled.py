@@ -25,6 +25,12 @@ def left_out(facts: Facts) -> Ranges:
     return Ranges((u.start, u.end) for u in _unfit(facts))
 
 
+def must_not(facts: Facts) -> Ranges:
+    """Those of them that hold worse than a balloon's pages, which the hypervisor gives back."""
+    bad = (u for u in _unfit(facts) if any(VERDICTS[kind] != LEFT_OUT for kind in u.kinds))
+    return Ranges((u.start, u.end) for u in bad)
+
+
 def fit(facts: Facts, memory: Ranges) -> Ranges:
     """What of it may be lent, in runs that are worth it; all of it where nobody could look."""
     unfit = left_out(facts) & memory

@@ -4,8 +4,8 @@
  *
  *	own stack, GDT and IDT (entry.S, exceptions.c)
  *	its own digest		of code, parameters and tables
+ *	bus masters off		before anything else takes time
  *	the clock		calibrated
- *	bus masters off		before anything is written to lent memory
  *	the wait		for DMA that the dead kernel had started
  *	the watch		until lent memory stays as it is
  *	digests			of every segment in the reservation
@@ -62,41 +62,44 @@ static bool is_whole(void)
 	return sha256_equal(found, handover.sha256);
 }
 
-/* Whether what the loader handed over can be believed; if not, a doubtful dump is preferred. */
-static bool step_self(void)
+static void record_bus_masters(const struct bus_masters *found, u64 passed)
 {
-	u64 begin = cycles();
-	bool whole = is_whole();
-	u64 passed = cycles() - begin;
+	record_step("bus-masters-off", passed);
+	record_number("functions", found->present);
+	record_number("cleared", found->cleared);
+	record_number("still_on", found->still_on);
+	record_step_end();
+	tell("bus masters switched off: ", found->cleared, "");
+	if (found->still_on || found->present < handover.bus_masters)
+		tell("functions that did not answer or heed it: ",
+		     handover.bus_masters - found->present + found->still_on, "");
+}
 
+/*
+ * Whether what the loader handed over can be believed; if not, a doubtful dump is preferred. Devices
+ * are stopped first of all that takes time: the clock that tells how long it took comes after that.
+ */
+static bool steps_before_the_clock(void)
+{
+	u64 begin = cycles(), checked, stopped;
+	struct bus_masters found;
+	bool whole = is_whole();
+
+	checked = cycles();
 	record_begin(whole);
 	if (!whole)
 		mismatch("purgatory");
+	else if (handover.bus_masters)
+		bus_masters_off(&found);
+	stopped = cycles();
 	clock_calibrate();
 	tell("TSC ", clock_khz(), " kHz");
-	record_step("self", passed);
+	record_step("self", checked - begin);
 	record_number("bad", !whole);
 	record_step_end();
+	if (whole && handover.bus_masters)
+		record_bus_masters(&found, stopped - checked);
 	return whole;
-}
-
-static void step_bus_masters_off(void)
-{
-	u64 begin = cycles();
-	struct bus_masters found;
-
-	if (!handover.bus_masters)
-		return;
-	bus_masters_off(&found);
-	record_step("bus-masters-off", cycles() - begin);
-	record_number("functions", found.present);
-	record_number("cleared", found.cleared);
-	record_number("still_on", found.still_on);
-	record_step_end();
-	tell("bus masters switched off: ", found.cleared, "");
-	if (found.still_on || found.present < handover.bus_masters)
-		tell("functions that did not answer or heed it: ",
-		     handover.bus_masters - found.present + found.still_on, "");
 }
 
 static void step_wait(u64 us)
@@ -193,8 +196,7 @@ static void step_copy(void)
 void purgatory(void)
 {
 	exceptions_install();
-	if (step_self()) {
-		step_bus_masters_off();
+	if (steps_before_the_clock()) {
 		step_wait(handover.wait_us);
 		step_watch();
 		step_verify();
