@@ -192,7 +192,9 @@ FAULTS = (
         "6.1",
         {
             "poison": False,
-            "commands": (LOAD, Command(("work", "dirty", "230", "into"), program="agent")),
+            "lend_bytes": 128 * MIB,
+            # less than half of what is free on the disk: ext4 writes out when there is more
+            "commands": (LOAD, Command(("work", "dirty", "110", "into"), program="agent")),
         },
     ),
     _trial(
