@@ -6,13 +6,15 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field, replace
 from functools import partial
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from build import BLOCK, GIB, facts
 from crashlend.changes import Changes, find_changes
-from crashlend.config import Settings
+from crashlend.cli import hosts
+from crashlend.config import Settings, load_settings
 from crashlend.errors import CrashlendError, RefusedError
 from crashlend.facts import CrashNote, Facts
 from crashlend.formats.procfs import Resource
@@ -248,6 +250,23 @@ def test_a_second_handler_leaves_its_event_to_the_first(some: FussyHost) -> None
     assert hotplug.pending() == ()
 
 
+def test_the_service_waits_for_a_handler_that_is_at_it(some: FussyHost) -> None:
+    """It would be started again at once for the events that it left; but it does not wait for ever."""
+    load()
+    grow(some)
+    hotplug.note("online:memory40")
+    holder = locked(some.root / "run/crashlend", hotplug.LOCK)
+    holder.__enter__()
+    time = Time(then={3: lambda: holder.__exit__(None, None, None)})
+    assert handle("", time).action == "reloaded"
+    assert time.now >= 3
+    assert hotplug.pending() == ()
+    with locked(some.root / "run/crashlend", hotplug.LOCK):
+        time = Time()
+        assert handle("", time).action == "left"
+    assert hotplug.LOCK_SECONDS <= time.now < 2 * hotplug.LOCK_SECONDS
+
+
 def test_it_waits_while_another_crashlend_is_at_work(
     some: FussyHost, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -371,3 +390,21 @@ def test_reload_event_on_the_command_line(
     assert (answer["action"], answer["plan"]["costs"]["shared_bytes"]) == ("reloaded", 2 * BLOCK)
     run("reload", "--event", "--lend", "1G").assert_error(2, "--lend was given", "without --event")
     run("reload", "--shrink", "--event").assert_error(2, "--shrink was given", "without --event")
+
+
+def test_settings_that_cannot_be_read_do_not_stop_a_renewal(
+    some: FussyHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its load has the settings of the old one; the events are off the list, and it is said."""
+    load()
+    offline(some)
+    hotplug.note("offline:memory39")
+    (some.root / "etc").mkdir(exist_ok=True)
+    (some.root / "etc/crashlend.conf").write_text("[crashlend]\nlend = never heard of\n")
+    read = SimpleNamespace(load_settings=lambda _root, flags: load_settings(some.root, flags))
+    monkeypatch.setattr(hosts, "config", read)
+    done = run("reload", "--event")
+    assert done.code == 0, done.err
+    assert "hotplug_quiet" in done.err
+    assert hotplug.pending() == ()
+    assert 39 not in some.image_lent()

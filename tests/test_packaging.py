@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import shutil
 import subprocess
 from configparser import ConfigParser
@@ -62,6 +63,19 @@ def test_the_service_runs_a_command_that_exists_and_is_not_cut_short() -> None:
     assert make_parser(words[0]).parse_args(words).event == ""
     assert parser["Service"]["TimeoutStartSec"] == "infinity"
     assert parser["Unit"]["StartLimitIntervalSec"] == "0"
+
+
+@pytest.mark.parametrize(("result", "slept"), [("success", ""), ("exit-code", "10\n")])
+def test_a_service_that_fails_is_not_started_again_at_once(
+    result: str, slept: str, tmp_path: Path
+) -> None:
+    """The path unit starts it while there are events; a broken interpreter takes none off."""
+    (tmp_path / "sleep").write_text("#!/bin/sh\necho $1\n")
+    (tmp_path / "sleep").chmod(0o755)
+    words = shlex.split(unit("crashlend-reload.service")["Service"]["ExecStopPost"])
+    env = {"SERVICE_RESULT": result, "PATH": f"{tmp_path}:/usr/bin:/bin"}
+    done = subprocess.run(words, env=env, capture_output=True, text=True, check=True)
+    assert done.stdout == slept
 
 
 @pytest.mark.parametrize("name", ["crashlend-reload.path", "crashlend-reload.service"])

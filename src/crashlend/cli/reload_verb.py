@@ -14,7 +14,7 @@ from crashlend import config
 from crashlend.cli import load_verb
 from crashlend.cli.hosts import files_getter, settings_from
 from crashlend.cli.output import print_json, progress
-from crashlend.errors import UsageError
+from crashlend.errors import CrashlendError, UsageError
 from crashlend.system import hotplug
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
             f"{look.urgency}: {look.why}"
         )
         return 0
-    waiting = hotplug.Waiting(time.monotonic, time.sleep, settings_from(args).hotplug_quiet)
+    waiting = hotplug.Waiting(time.monotonic, time.sleep, _quiet_seconds(args))
     done = hotplug.handle(
         args.event, lambda settings: files_getter(settings, progress), waiting, say=progress
     )
@@ -63,3 +63,16 @@ def run(args: argparse.Namespace) -> int:
         answer.update(load_verb.answer_json(done.loaded))
     print_json(answer)
     return 0
+
+
+def _quiet_seconds(args: argparse.Namespace) -> float:
+    """``hotplug_quiet`` as it is set, or its default where the settings can't be read.
+
+    The load has the settings of the one that it renews, so their files being off is no reason to
+    leave the host as it is, with the events that started this still there.
+    """
+    try:
+        return settings_from(args).hotplug_quiet
+    except CrashlendError as error:
+        progress(f"{error}; the default of hotplug_quiet holds")
+        return config.Settings().hotplug_quiet

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import os
 import re
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Callable, Optional
@@ -97,6 +97,8 @@ def handle(
 ) -> Handled:
     """Bring the crash kernel up to date with the host, if it is crashlend's and out of date.
 
+    With an ``event`` of its own it leaves that to whoever is at it already; without one (the
+    service) it waits, because it would be started again at once for the events that are there.
     ``build`` makes the payload for settings where no copy of the loaded one is kept. Raises what
     ``load`` raises; then the old image is still there, brought back, or loudly gone.
     """
@@ -104,12 +106,17 @@ def handle(
     if event:
         note(event)
     handled = None
+    deadline = waiting.clock() + LOCK_SECONDS
     while handled is None or pending():
-        try:
-            with locked(name=LOCK):
-                handled = _Handler(build, waiting, say).run()
-        except BusyError:
-            return handled or Handled("left", "another crashlend looks at it already")
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(locked(name=LOCK))
+            except BusyError:
+                if event or waiting.clock() >= deadline:
+                    return handled or Handled("left", "another crashlend looks at it already")
+                waiting.sleep(POLL_SECONDS)
+                continue
+            handled = _Handler(build, waiting, say).run()
     return handled
 
 
