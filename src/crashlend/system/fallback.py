@@ -59,7 +59,7 @@ def settle(
         if loaded and _is_new(state.loaded, previous):
             outcome = "the new crash kernel is loaded all the same"
         elif loaded and previous is not None:
-            outcome = _keep_or_drop(state, previous, error, look(), say)
+            outcome = _keep_or_drop(state, previous, error, look, say)
         elif loaded:
             outcome = ""
         elif previous is not None:
@@ -79,8 +79,15 @@ def _is_new(known: Optional[Record], previous: Optional[Record]) -> bool:
     return known is not None and known is not previous and known.get("step") == "loaded"
 
 
-def _keep_or_drop(state: State, previous: Record, error: Exception, facts: Facts, say: Say) -> str:
+def _keep_or_drop(
+    state: State, previous: Record, error: Exception, look: Callable[[], Facts], say: Say
+) -> str:
     """The old image is still loaded: it stays unless it counts on what is not there any more."""
+    try:
+        facts = look()
+    except (CrashlendError, OSError) as second:
+        words = "the crash kernel that was loaded before is still there; what it counts on could"
+        return f"{words} not be looked at: {second}"
     changes = find_changes(previous, facts, _steps(state))
     if changes.urgent:
         kexec.unload()

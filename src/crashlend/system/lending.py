@@ -243,7 +243,9 @@ def _bring_home_movable(blocks: MemoryBlocks, state: State, index: int) -> None:
 def _keep_movable(blocks: MemoryBlocks, state: State, index: int) -> None:
     """Keep account of a movable block: it is lent only while its pages may be."""
     census = blocks.census(index)
-    state.set_block(index, SPOILED if census.unmovable or census.poisoned else LENT)
+    step = SPOILED if census.unmovable or census.poisoned else LENT
+    if state.blocks.get(index, {}).get("step") != step:  # a full /run fails no more than it must
+        state.set_block(index, step)
 
 
 def _pressure(blocks: MemoryBlocks) -> str:
