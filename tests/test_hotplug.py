@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -20,7 +21,7 @@ from crashlend.facts import CrashNote, Facts
 from crashlend.formats.procfs import Resource
 from crashlend.quiesce import Quiesce, Wish
 from crashlend.ranges import Ranges
-from crashlend.system import hotplug
+from crashlend.system import attempts, hotplug, loading
 from crashlend.system.state import locked
 from test_cli import images, run
 from test_lending import quiet
@@ -29,6 +30,7 @@ from test_shrink import END, FILES, assert_loaded
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
 __all__ = ("images", "some")  # fixtures
 
@@ -304,8 +306,106 @@ def test_a_lost_crash_kernel_is_tried_again(some: FussyHost) -> None:
     assert not some.loaded
     assert len(some.alarms()) == 1
     some.strict = False
+    some.machine.zone[39] = "Normal"
     assert handle("online:memory39").action == "reloaded"
     assert some.loaded
+
+
+def test_what_failed_is_not_tried_again_for_events_of_its_own_making(some: FussyHost) -> None:
+    """The very same situation: no call into the kernel, no block moved, until a pause is over."""
+    load()
+    grow(some)
+    some.strict, some.code = True, errno.EPERM
+    some.during = partial(hotplug.note, "offline:memory37")
+    with pytest.raises(CrashlendError):
+        handle()
+    assert hotplug.pending() == ()
+    loads = some.loads
+    some.machine.log.clear()
+    for start in (6, 30, 60):
+        done = handle("online:memory37", Time(start))
+        assert (done.action, "tried 1 times" in done.why) == ("none", True)
+    assert (some.loads, some.machine.log) == (loads, [])
+    with pytest.raises(CrashlendError):
+        handle(time=Time(70))
+    assert some.loads > loads
+    loads = some.loads
+    assert handle(time=Time(150)).action == "none"
+    some.strict = False
+    assert handle(time=Time(1000)).action == "reloaded"
+    assert not (hotplug.EVENTS.parent / attempts.NAME).exists()
+
+
+def test_a_lost_image_is_not_lost_again_and_again(some: FussyHost) -> None:
+    """That it is gone is the failure's own doing, and no news."""
+    load()
+    some.strict = True
+    offline(some)
+    with pytest.raises(CrashlendError):
+        handle("offline:memory39")
+    loads = some.loads
+    assert handle("offline:memory39").action == "none"
+    assert (some.loads, len(some.alarms())) == (loads, 1)
+
+
+def test_what_changes_while_a_load_fails_is_looked_at(some: FussyHost) -> None:
+    """Its event is not lost among those of the failure's own making."""
+    load()
+    grow(some)
+    some.strict, some.code = True, errno.EPERM
+    some.during = partial(grow, some, 2)
+    with pytest.raises(CrashlendError):
+        handle()
+    assert hotplug.pending() == ("change:meanwhile",)
+    some.strict = False
+    assert handle("").action == "reloaded"
+
+
+@pytest.mark.parametrize("longest", [50, 200])
+def test_pauses_grow_and_have_an_end(tmp_path: Path, longest: int) -> None:
+    """From a minute to six hours, however often it fails; damage to the file is no failure."""
+    for count in range(longest):
+        attempts.note_failure(tmp_path, "x", "no", float(count))
+    assert attempts.resting(tmp_path, "x", longest + 6 * 3600 - 5)
+    assert not attempts.resting(tmp_path, "x", longest + 6 * 3600)
+    assert not attempts.resting(tmp_path, "y", float(longest))
+    (tmp_path / attempts.NAME).write_text('{"situation": "x", "count": "?"}')
+    assert not attempts.resting(tmp_path, "x", 0)
+    attempts.note_failure(tmp_path, "x", "no", 0)
+    assert attempts.resting(tmp_path, "x", 59)
+    assert not attempts.resting(tmp_path, "x", 60)
+
+
+@pytest.mark.parametrize("meanwhile", ["unload", "load", "load for the waiting"])
+def test_a_look_that_is_out_of_date_is_not_acted_on(some: FussyHost, meanwhile: str) -> None:
+    """A person unloads, or loads, between the look and the load: that stands."""
+    settings = Settings(lend=2 * BLOCK, dump_level=15)
+    load(settings)
+    grow(some)
+
+    def person() -> None:
+        if meanwhile == "unload":
+            loading.unload(settings, say=quiet)
+        else:
+            load(Settings(lend=BLOCK), again=True)
+
+    time = Time(then={1: person})
+    if meanwhile == "load for the waiting":
+        holder = locked(some.root / "run/crashlend")
+
+        def busy() -> None:
+            holder.__enter__()
+            time.then[9] = done
+
+        def done() -> None:
+            holder.__exit__(None, None, None)
+            person()
+
+        time.then = {4.9: busy}
+    assert handle(time=time).action == "none"
+    loaded = some.state.loaded
+    assert (loaded is None) == (meanwhile == "unload")
+    assert loaded is None or len(some.image_lent()) == 1
 
 
 def test_when_no_image_can_be_had_the_one_with_absent_memory_goes(some: FussyHost) -> None:

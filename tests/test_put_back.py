@@ -46,13 +46,15 @@ MORE = Settings(lend=3 * BLOCK)
 class FussyHost(ShrinkHost):
     """Refuses the image of :data:`BAD`, after it has dropped the old one; loads of others work.
 
-    ``strict``: it refuses all images.
+    ``strict``: it refuses all images; ``during`` happens in each call.
     """
 
     code: int = errno.ENOMEM
     strict: bool = False
+    during: Callable[[], object] = int
 
     def load_image(self, entry: int, segments: Any) -> None:
+        self.during()
         initramfs = next(data for s, data in segments if s.name == "initramfs")
         if self.strict or initramfs.startswith(b"refused"):
             self.clock.tick()
@@ -65,7 +67,7 @@ class FussyHost(ShrinkHost):
 
     def reset(self) -> None:
         super().reset()
-        self.strict, self.code = False, errno.ENOMEM
+        self.strict, self.code, self.during = False, errno.ENOMEM, int
         for path in self.copies():
             path.unlink()
 

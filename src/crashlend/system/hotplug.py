@@ -12,21 +12,25 @@ the udev rule (packaging/udev) or here. One process looks at them; others leave 
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import re
+import time
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Callable, Optional
+from typing import TYPE_CHECKING, Any, Callable, Optional
 
 from crashlend import config
-from crashlend.changes import find_changes
+from crashlend.changes import find_changes, notes_json
 from crashlend.errors import CrashlendError, RefusedError
-from crashlend.system import fallback, kept, loading
+from crashlend.system import attempts, fallback, kept, loading
 from crashlend.system.state import BusyError, State, locked
 
 if TYPE_CHECKING:
     from crashlend.config import Settings
+    from crashlend.facts import Facts
     from crashlend.payload import Files
     from crashlend.system.loading import Loaded
 
@@ -56,6 +60,9 @@ class Look:
     why: str
     settings: Optional[Settings] = None
     fingerprint: str = ""
+    # what tells this situation from another: the record's step, and a digest of what it is judged by
+    step: str = ""
+    situation: str = ""
 
 
 @dataclass(frozen=True)
@@ -141,7 +148,11 @@ class _Handler:
                 if not pending():
                     return handled
             elif clock() >= due[look.urgency]:
-                handled = self.act(look)
+                try:
+                    handled = self.act()
+                except BusyError:
+                    look = self.look(())  # when the other is done; it may be needless then
+                    continue
                 look, began = Look("none", look.why), clock()
                 if not pending():
                     return handled
@@ -158,7 +169,7 @@ class _Handler:
         while True:
             try:
                 with locked():
-                    look = look_now()
+                    look = look_now(self.waiting.clock)
                 break
             except BusyError:
                 if self.waiting.clock() >= deadline:
@@ -168,44 +179,89 @@ class _Handler:
         self.say(f"{shown or 'looking'}: {look.why}")
         return look
 
-    def act(self, look: Look) -> Handled:
-        """Load anew with the settings of the load that is out of date."""
-        settings = look.settings or config.Settings()
-        get_files = self.build(settings)
-        with suppress(CrashlendError):
-            files = kept.recall(look.fingerprint).files
-            get_files = lambda _release: files  # noqa: E731
+    def act(self) -> Handled:
+        """Load anew with the settings of the load that is out of date, if it still is.
+
+        BusyError: another crashlend is at work, and what it does may make this needless. Nobody
+        else can change anything between the look and the load.
+        """
+        with loading.terminated_as_exception(), locked():
+            look = look_now(self.waiting.clock)
+            if look.urgency == "none":
+                return Handled("none", look.why)
+            settings = look.settings or config.Settings()
+            get_files = self.build(settings)
+            with suppress(CrashlendError):
+                files = kept.recall(look.fingerprint).files
+                get_files = lambda _release: files  # noqa: E731
+            try:
+                done = self.renew(look, settings, get_files)
+            except (CrashlendError, OSError) as error:
+                self.failed(look, error)
+                raise
+        attempts.forget(EVENTS.parent)
+        return Handled("reloaded", look.why, done)
+
+    def renew(
+        self, look: Look, settings: Settings, get_files: Callable[[str], Files]
+    ) -> Loaded:
+        """Load; where lending is refused by now and the old image had to go, without lent memory."""
         try:
-            done = self.load(settings, get_files)
-        except BusyError:
-            return self.act(self.look(()))
+            return self.load(settings, get_files)
         except RefusedError as error:
             if look.urgency != "now":
                 raise
-            # the old image is gone: it counted on memory that left, and lending is refused now
             self.say(f"{error}; loading without lent memory, until the next crashlend load")
-            done = self.load(replace(settings, lend=0), get_files)
-        return Handled("reloaded", look.why, done)
+            return self.load(replace(settings, lend=0), get_files)
 
     def load(self, settings: Settings, get_files: Callable[[str], Files]) -> Loaded:
-        return loading.load(settings, get_files, say=self.say, clock=self.waiting.clock, again=True)
+        return loading.load_locked(
+            settings, get_files, say=self.say, clock=self.waiting.clock, again=True
+        )
+
+    def failed(self, before: Look, error: Exception) -> None:
+        """Take the events of one's own making off the list, and see to it that they start nothing.
+
+        What changed meanwhile without our doing is looked at again.
+        """
+        take_notes()
+        after = before
+        with suppress(CrashlendError, OSError):
+            after = look_now(self.waiting.clock)
+        # an old image that went because of this failure is not news
+        tried = before if after.step == before.step else after
+        attempts.note_failure(EVENTS.parent, tried.situation, str(error), self.waiting.clock())
+        if after.urgency != "none" and after.situation != tried.situation:
+            note("change:meanwhile")
 
 
-def look_now() -> Look:
-    """Compare record and host. A load that was killed right after its success is noted as done."""
-    state = State()
+def look_now(clock: Callable[[], float] = time.monotonic) -> Look:
+    """Compare record and host. A load that was killed right after its success is noted as done.
+
+    What was tried in the very same situation and failed is not tried again before its pause is over
+    (attempts.py), by ``clock``.
+    """
+    look = _compare(State())
+    if look.urgency == "none":
+        return look
+    why_not = attempts.resting(EVENTS.parent, look.situation, clock())
+    return replace(look, urgency="none", why=f"{look.why}: {why_not}") if why_not else look
+
+
+def _compare(state: State) -> Look:
     known = state.loaded
     if known is None:
         return Look("none", "no crash kernel of crashlend's is loaded")
     settings = config.from_text(known.get("settings") or {})
     fingerprint = str(known.get("fingerprint", ""))
+    facts = loading.facts_now()
     if known.get("step") == "lost":
-        return Look("later", "the crash kernel was lost", settings)
+        return _with_situation(Look("later", "the crash kernel was lost", settings), known, facts)
     if known.get("step") == "loading":
         previous = known.get("previous") or {}
         settings = config.from_text(known.get("settings") or previous.get("settings") or {})
-        return Look("later", "a load was interrupted", settings, fingerprint)
-    facts = loading.facts_now()
+        look = Look("later", "a load was interrupted", settings, fingerprint)
+        return _with_situation(look, known, facts)
     if fallback.note_what_is_loaded(state) is None:
         return Look("none", "the loaded crash kernel is not crashlend's")
     steps = {index: str(block["step"]) for index, block in state.blocks.items()}
@@ -213,4 +269,19 @@ def look_now() -> Look:
     if not changes.stale:
         return Look("none", "nothing has changed that the crash kernel must know")
     why = "; ".join(changes.sentences())
-    return Look("now" if changes.urgent else "later", why, settings, fingerprint)
+    look = Look("now" if changes.urgent else "later", why, settings, fingerprint)
+    return _with_situation(look, known, facts)
+
+
+def _with_situation(look: Look, known: dict[str, Any], facts: Facts) -> Look:
+    """The same with what tells it from other situations.
+
+    Not what a load that fails leaves changed, such as which blocks are movable.
+    """
+    step = str(known.get("step"))
+    ram = [[r.start, r.end] for r in facts.iomem if r.name.startswith("System RAM")]
+    seen: list[Any] = [step, look.fingerprint, look.why, ram, notes_json(facts)]
+    if step != "loaded":
+        seen.append([block.index for block in facts.blocks if block.state != "online"])
+    digest = hashlib.sha256(json.dumps(seen).encode()).hexdigest()
+    return replace(look, step=step, situation=digest)

@@ -83,15 +83,37 @@ def load(
     """
     require_root()
     with terminated_as_exception(), locked():
-        state = State()
+        return load_locked(
+            settings,
+            get_files,
+            say=say,
+            clock=clock,
+            again=again,
+            shrink=shrink,
+            shrink_to=shrink_to,
+        )
+
+
+def load_locked(
+    settings: Settings,
+    get_files: GetFiles,
+    *,
+    say: Say,
+    clock: Callable[[], float],
+    again: bool = False,
+    shrink: bool = False,
+    shrink_to: Optional[int] = None,
+) -> Loaded:
+    """As :func:`load`, for callers that hold the lock and have signals come as exceptions."""
+    state = State()
+    run = _Run(settings, state, say, clock, fallback.note_what_is_loaded(state))
+    try:
         facts = _recovered_facts(state, say)
-        run = _Run(settings, state, say, clock, fallback.note_what_is_loaded(state))
-        try:
-            files = get_files(facts.release)
-            return run.load(facts, files, again=again, shrink=shrink, shrink_to=shrink_to)
-        except (CrashlendError, OSError) as error:
-            run.settle(error)
-            raise
+        files = get_files(facts.release)
+        return run.load(facts, files, again=again, shrink=shrink, shrink_to=shrink_to)
+    except (CrashlendError, OSError) as error:
+        run.settle(error)
+        raise
 
 
 @dataclass
