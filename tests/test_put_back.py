@@ -309,7 +309,54 @@ def test_another_program_s_image_is_nobody_s_to_bring_back(
     error = load_bad()
     assert not some.loaded
     assert "there is no crash kernel loaded now" in error.hint
-    assert some.state.loaded is None
+    assert (some.state.loaded or {})["step"] == "lost"
+    assert (len(some.alarms()), some.copies()) == (1, [])
+
+
+def test_another_program_s_image_that_stays_is_not_taken_for_the_new_one(
+    some: FussyHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Refused while it was planned, or before the kernel let go: theirs is still loaded."""
+    load()
+    monkeypatch.setattr(handover, "is_in_memory", lambda _known: False)
+    with pytest.raises(CrashlendError) as caught:
+        load(Settings(lend=2 * BLOCK, dump_level=0))
+    assert "another program's crash kernel is loaded" in caught.value.hint
+    some.code = errno.EBUSY
+    assert "another program's crash kernel is loaded" in load_bad().hint
+    assert (some.loaded, some.alarms()) == (True, [])
+
+
+def test_a_loss_stays_on_record_until_a_load_goes_well(some: FussyHost) -> None:
+    """The next failure tells its own reason; the settings of the load that was lost stay known."""
+    load(Settings(lend=2 * BLOCK, final_action="halt"))
+    some.strict = True
+    load_bad()
+    reasons = set()
+    for settings in (TWO_BLOCKS, Settings(lend=2 * BLOCK, dump_level=0)):
+        with pytest.raises(CrashlendError):
+            load(settings)
+        record = some.state.loaded or {}
+        assert (record["step"], record["settings"]["final_action"]) == ("lost", "halt")
+        reasons.add(record["reason"])
+    assert len(reasons) == 2
+    some.strict = False
+    load()
+    assert some.problems() == []
+
+
+def test_loads_that_fail_leave_no_heap_of_copies(some: FussyHost) -> None:
+    """Each is written before the kernel is asked; what it did not take goes, whatever comes of it."""
+    some.strict = True
+    load_bad()
+    assert some.copies() == []
+    some.strict = False
+    load()
+    mine = some.copies()
+    for code in (errno.EBUSY, errno.ENOMEM):
+        some.code = code
+        load_bad(MORE)
+        assert some.copies() == mine
 
 
 def test_an_alarm_is_one_line_that_the_kernel_takes(

@@ -47,36 +47,63 @@ def note_what_is_loaded(state: State) -> Optional[Record]:
 
 
 def settle(
-    state: State, previous: Optional[Record], error: Exception, look: Callable[[], Facts], say: Say
+    state: State,
+    before: Optional[Record],
+    previous: Optional[Record],
+    error: Exception,
+    look: Callable[[], Facts],
+    say: Say,
 ) -> None:
     """Decide what becomes of the old image (``previous``) after a load that ended in ``error``.
 
-    ``look`` reads the facts anew, with all that says whether lent memory is still fit to be lent.
-    Raises nothing of its own: ``error`` is what the caller raises, and its hint gets the outcome.
+    ``before`` is the record as the load found it. ``look`` reads the facts anew, with all that says
+    whether lent memory is still fit to be lent. Raises nothing of its own: ``error`` is what the
+    caller raises, and its hint gets the outcome.
     """
-    loaded = kexec.crash_loaded()
-    try:
-        if loaded and _is_new(state.loaded, previous):
-            outcome = "the new crash kernel is loaded all the same"
-        elif loaded and previous is not None:
-            outcome = _keep_or_drop(state, previous, error, look, say)
-        elif loaded:
-            outcome = ""
-        elif previous is not None:
-            outcome = _bring_back(state, previous, error, look(), say)
-        else:
-            outcome = "there is no crash kernel loaded now"
-            if state.loaded is None or state.loaded.get("step") != "lost":
-                state.set_loaded(None)
-    except (CrashlendError, OSError) as second:
-        outcome = _lose(state, previous or {}, error, f"and then: {second}", say)
+    outcome = _outcome(state, before, previous, error, look, say)
+    _forget_copies(state)
     if isinstance(error, CrashlendError) and outcome:
         error.hint = f"{error.hint}; {outcome}".lstrip("; ")
 
 
-def _is_new(known: Optional[Record], previous: Optional[Record]) -> bool:
+def _outcome(
+    state: State,
+    before: Optional[Record],
+    previous: Optional[Record],
+    error: Exception,
+    look: Callable[[], Facts],
+    say: Say,
+) -> str:
+    loaded = kexec.crash_loaded()
+    try:
+        if loaded and _is_new(state.loaded, before, previous):
+            return "the new crash kernel is loaded all the same"
+        if loaded and previous is not None:
+            return _keep_or_drop(state, previous, error, look, say)
+        if loaded:
+            ours = before is not None and before.get("step") == "loaded"
+            return "another program's crash kernel is loaded" if ours else ""
+        if previous is not None:
+            return _bring_back(state, previous, error, look(), say)
+        if before is not None and before.get("step") in ("lost", "loaded"):
+            # a loss stays on record until a load goes well
+            return _lose(state, before, error, "nothing is there to be brought back", say)
+        state.set_loaded(None)
+    except (CrashlendError, OSError) as second:
+        return _lose(state, previous or {}, error, f"and then: {second}", say)
+    return "there is no crash kernel loaded now"
+
+
+def _forget_copies(state: State) -> None:
+    """Remove the copies of all images but the one that is loaded."""
+    known = state.loaded or {}
+    wanted = [known, known.get("previous") or {}] if kexec.crash_loaded() else []
+    kept.forget_others([str(r["fingerprint"]) for r in wanted if "fingerprint" in r])
+
+
+def _is_new(known: Optional[Record], *old: Optional[Record]) -> bool:
     """Whether the kernel took the new image, and what failed came after that."""
-    return known is not None and known is not previous and known.get("step") == "loaded"
+    return known is not None and known.get("step") == "loaded" and all(known is not o for o in old)
 
 
 def _keep_or_drop(
@@ -107,7 +134,6 @@ def _bring_back(state: State, previous: Record, error: Exception, facts: Facts, 
     if not kexec.crash_loaded():
         raise CrashlendError("the old crash kernel is not loaded", "the kernel says so afterwards")
     state.set_loaded(previous)
-    kept.forget_others([str(previous.get("fingerprint"))])
     say("the new crash kernel was not taken; the one that was loaded before is loaded again")
     return "the crash kernel that was loaded before is loaded again"
 
@@ -138,7 +164,6 @@ def _lose(state: State, previous: Record, error: Exception, why: str, say: Say) 
     if gone:
         lost = {"step": "lost", "reason": reason, "settings": previous.get("settings", {})}
         state.set_loaded(lost)
-        kept.forget_others([])
     return f"{words}: {why}"
 
 

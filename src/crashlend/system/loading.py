@@ -106,7 +106,8 @@ def load_locked(
 ) -> Loaded:
     """As :func:`load`, for callers that hold the lock and have signals come as exceptions."""
     state = State()
-    run = _Run(settings, state, say, clock, fallback.note_what_is_loaded(state))
+    previous = fallback.note_what_is_loaded(state)
+    run = _Run(settings, state, say, clock, state.loaded, previous)
     try:
         facts = _recovered_facts(state, say)
         files = get_files(facts.release)
@@ -118,12 +119,16 @@ def load_locked(
 
 @dataclass
 class _Run:
-    """One load: ``previous`` is the record of the image that a failure must not cost."""
+    """One load: ``previous`` is the record of the image that a failure must not cost.
+
+    ``before`` is what was on record at its start: another program's image may be loaded over that.
+    """
 
     settings: Settings
     state: State
     say: Say
     clock: Callable[[], float]
+    before: Optional[dict[str, Any]]
     previous: Optional[dict[str, Any]]
     settled: bool = False
 
@@ -194,7 +199,7 @@ class _Run:
         def look() -> Facts:
             return _recovered_facts(self.state, self.say, census=pages)
 
-        fallback.settle(self.state, self.previous, error, look, self.say)
+        fallback.settle(self.state, self.before, self.previous, error, look, self.say)
 
 
 def _unused(facts: Facts, indexes: Sequence[int], state: State) -> list[int]:
