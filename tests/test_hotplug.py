@@ -108,11 +108,6 @@ URGENT: dict[str, tuple[Facts, dict[int, str], dict[str, Any]]] = {
     "gone": (replace(NOW, blocks=tuple(b for b in NOW.blocks if b.index != 39)), STEPS, {}),
     "spoiled": (NOW, {38: "lent", 39: "spoiled"}, {}),
     "onlined by another": (NOW, {38: "lent"}, {}),
-    "ram gone": (
-        replace(NOW, iomem=tuple(r for r in NOW.iomem if r.start < 4 * GIB)),
-        STEPS,
-        {},
-    ),
     "cma": (replace(NOW, cma_ranges=()), STEPS, {"cma": [[38 * BLOCK, 40 * BLOCK]]}),
 }
 
@@ -142,6 +137,24 @@ def test_additions_can_wait() -> None:
     assert (changes.ram_added, changes.cpus_added) == (Ranges([(more.start, more.end)]), (7,))
     assert (changes.stale, changes.urgent) == (True, False)
     assert [bool(s) for s in changes.sentences(urgent=False)] == [True, True]
+
+
+def test_ram_that_is_only_dumped_can_wait() -> None:
+    """The image is whole without it: nothing of it was lent."""
+    now = replace(NOW, iomem=tuple(r for r in NOW.iomem if r.start < 4 * GIB))
+    changes = find_changes({**RECORD, "lent": []}, now, {})
+    assert changes.ram_gone
+    assert (changes.stale, changes.urgent) == (True, False)
+    assert len(changes.sentences(urgent=False)) == 1
+
+
+def test_a_record_of_a_version_that_named_no_parts_is_understood() -> None:
+    """What the lender cma lent is no block's; it is lost when the kernel's ranges are."""
+    record = {**RECORD, "lender": "cma"}
+    there = replace(NOW, cma_ranges=((38 * BLOCK, 40 * BLOCK),))
+    assert not find_changes(record, there, {}).stale
+    changes = find_changes(record, replace(NOW, cma_ranges=()), {})
+    assert (changes.cma_lost, changes.lost) == (True, ())
 
 
 def test_without_root_nothing_is_taken_for_gone() -> None:
@@ -508,3 +521,17 @@ def test_settings_that_cannot_be_read_do_not_stop_a_renewal(
     assert "hotplug_quiet" in done.err
     assert hotplug.pending() == ()
     assert 39 not in some.image_lent()
+
+
+def test_a_record_without_settings_is_renewed_with_those_that_are_set(some: FussyHost) -> None:
+    """An older version wrote it: what the host's files say is nearer than what is built in."""
+    load()
+    record = dict(some.state.loaded or {})
+    del record["settings"]
+    some.state.set_loaded(record)
+    grow(some)
+    time = Time()
+    waiting = hotplug.Waiting(time.clock, time.sleep, 5.0, Settings(lend=BLOCK, dump_level=15))
+    done = hotplug.handle("", lambda _settings: lambda _release: FILES, waiting, say=quiet)
+    assert done.loaded is not None
+    assert (done.loaded.plan.lent.size, done.loaded.plan.dump_level) == (BLOCK, 15)

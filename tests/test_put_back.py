@@ -193,7 +193,7 @@ def another_reservation(some: FussyHost) -> None:
     some.end = END - BLOCK
 
 
-CALAMITIES = (offline, to_the_kernel, taken_out, spoiled, copy_lost, copy_damaged, ram_gone)
+CALAMITIES = (offline, to_the_kernel, taken_out, spoiled, copy_lost, copy_damaged)
 
 
 @pytest.mark.parametrize("calamity", [*CALAMITIES, another_reservation])
@@ -227,7 +227,7 @@ def test_an_image_that_must_not_come_back_is_loudly_gone(
     assert some.problems() == []
 
 
-@pytest.mark.parametrize("calamity", [offline, to_the_kernel, taken_out, ram_gone])
+@pytest.mark.parametrize("calamity", [offline, to_the_kernel, taken_out])
 def test_an_image_that_counts_on_memory_that_left_is_dropped_when_no_other_can_be_had(
     calamity: Callable[[FussyHost], None], some: FussyHost
 ) -> None:
@@ -239,6 +239,17 @@ def test_an_image_that_counts_on_memory_that_left_is_dropped_when_no_other_can_b
     assert not some.loaded
     assert "no crash kernel" in caught.value.hint
     assert len(some.alarms()) == 1
+
+
+def test_an_image_stays_when_ram_that_it_was_not_lent_goes(some: FussyHost) -> None:
+    """It is told, and costs no image: the dump lacks what is not there."""
+    load()
+    ram_gone(some)
+    with pytest.raises(CrashlendError) as caught:
+        load(Settings(lend=2 * BLOCK, dump_level=0))
+    assert "still there" in caught.value.hint
+    assert_loaded(some)
+    assert any("gone since the load" in problem for problem in some.problems())
 
 
 def test_an_image_that_lost_nothing_stays_when_another_cannot_be_planned(some: FussyHost) -> None:

@@ -117,7 +117,29 @@ def test_only_root_may_read_what_is_written(tmp_path: Path) -> None:
     assert (tmp_path / "x").stat().st_mode & 0o777 == 0o600
 
 
+def _loaded(text: str) -> bytes:
+    return b'{"blocks": {}, "loaded": {"step": "loaded", %s}}' % text.encode()
+
+
 DAMAGED = [
+    *map(
+        _loaded,
+        (
+            '"notes": [[]]',
+            '"notes": [5]',
+            '"notes": [["x", 1, 2]]',
+            '"settings": []',
+            '"settings": {"lend": 5}',
+            '"lent": [[1]]',
+            '"zone": [[2, 1]]',
+            '"cma": {}',
+            '"system_ram": null',
+            '"reservation": [[1, true]]',
+            '"crash_kernel_bytes": "x"',
+            '"previous": 5',
+            '"previous": {"lent": 5}',
+        ),
+    ),
     b"",
     b"{",
     b"[]",

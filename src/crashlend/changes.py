@@ -27,6 +27,9 @@ NOTHING = Ranges()
 class Changes:
     """What is no longer as it was at the load.
 
+    Three kinds: lent memory that is lost is ``urgent``, and an image that counts on it must go where
+    no other can be had; all else can wait until it is quiet, and costs no image.
+
     ``lost`` names lent memory that is not lent any more, by block, in words; ``ram_gone`` and
     ``ram_added`` are System RAM, ``cpus_gone`` and ``cpus_added`` CPUs whose notes the dump will
     have for nothing or lack.
@@ -41,8 +44,12 @@ class Changes:
 
     @property
     def urgent(self) -> bool:
-        """Whether the image counts on memory that is production's again, or gone."""
-        return bool(self.lost or self.cma_lost or self.ram_gone)
+        """Whether the image counts on lent memory that is production's again, or gone.
+
+        Not for RAM that is only dumped: without it an image is whole, and the dump lacks what is
+        not there.
+        """
+        return bool(self.lost or self.cma_lost)
 
     @property
     def stale(self) -> bool:
@@ -54,9 +61,9 @@ class Changes:
         now = [f"lent memory block {index} is {why}" for index, why in self.lost]
         if self.cma_lost:
             now.append("the kernel's ,cma ranges are not what they were")
-        if self.ram_gone:
-            now.append(f"{mib(self.ram_gone.size)} of memory are gone since the load")
         later = []
+        if self.ram_gone:
+            later.append(f"{mib(self.ram_gone.size)} of memory are gone since the load")
         if self.ram_added:
             later.append(f"{mib(self.ram_added.size)} of memory were added since the load")
         for what, cpus in (("removed", self.cpus_gone), ("added", self.cpus_added)):
@@ -78,7 +85,8 @@ def find_changes(
         return Changes()
     gone, added = _ram(loaded, facts)
     cpus_gone, cpus_added = _cpus(loaded, facts)
-    cma = _ranges(loaded.get("cma"))
+    # records of versions that knew of one part only
+    cma = _ranges(loaded.get("cma", loaded.get("lent") if loaded.get("lender") == "cma" else ()))
     return Changes(
         lost=_lost(_ranges(loaded.get("lent")) - cma, _ranges(loaded.get("zone")), facts, steps),
         cma_lost=facts.cma_ranges is not None and not Ranges(facts.cma_ranges).covers(cma),

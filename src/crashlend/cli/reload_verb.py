@@ -51,7 +51,8 @@ def run(args: argparse.Namespace) -> int:
             f"{look.urgency}: {look.why}"
         )
         return 0
-    waiting = hotplug.Waiting(time.monotonic, time.sleep, _quiet_seconds(args))
+    settings = _settings(args)
+    waiting = hotplug.Waiting(time.monotonic, time.sleep, settings.hotplug_quiet, settings)
     done = hotplug.handle(
         args.event, lambda settings: files_getter(settings, progress), waiting, say=progress
     )
@@ -65,14 +66,14 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _quiet_seconds(args: argparse.Namespace) -> float:
-    """``hotplug_quiet`` as it is set, or its default where the settings can't be read.
+def _settings(args: argparse.Namespace) -> config.Settings:
+    """The settings of this host, or the defaults where they can't be read.
 
-    The load has the settings of the one that it renews, so their files being off is no reason to
-    leave the host as it is, with the events that started this still there.
+    Of them hotplug_quiet counts; the load has the settings of the one that it renews. So files that
+    are off are no reason to leave the host as it is, with the events that started this still there.
     """
     try:
-        return settings_from(args).hotplug_quiet
+        return settings_from(args)
     except CrashlendError as error:
         progress(f"{error}; the default of hotplug_quiet holds")
-        return config.Settings().hotplug_quiet
+        return config.Settings()

@@ -11,6 +11,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from crashlend import records
 from crashlend.arch import for_machine
 from crashlend.cli.hosts import facts_from
 from crashlend.cli.main import add_root
@@ -117,19 +118,7 @@ def _well_formed(value: Any) -> dict[str, Any]:
         raise ValueError("no objects in it")
     if not all(key.isdecimal() and isinstance(block, dict) for key, block in blocks.items()):
         raise ValueError("no blocks in it")
-    size = loaded.get("crash_kernel_bytes")
-    ranges = all(
-        _are_ranges(loaded.get(name, [])) for name in ("lent", "zone", "cma", "system_ram")
-    )
-    notes = loaded.get("notes", [])
-    ranges = ranges and isinstance(notes, list) and all(isinstance(note, list) for note in notes)
-    if not ranges or not (size is None or isinstance(size, int)):
-        raise ValueError("no load in it")
+    why_not = records.fault(loaded)
+    if why_not:
+        raise ValueError(why_not)
     return value
-
-
-def _are_ranges(value: Any) -> bool:
-    return isinstance(value, list) and all(
-        isinstance(pair, list) and len(pair) == 2 and all(isinstance(x, int) for x in pair)
-        for pair in value
-    )

@@ -67,11 +67,15 @@ class Look:
 
 @dataclass(frozen=True)
 class Waiting:
-    """Time as the handler sees it; tests have their own."""
+    """Time as the handler sees it; tests have their own.
+
+    ``configured`` are the settings for the renewal of a load that has none on record.
+    """
 
     clock: Callable[[], float]
     sleep: Callable[[float], None]
     quiet_seconds: float
+    configured: Optional[Settings] = None
 
 
 def note(event: str) -> None:
@@ -189,7 +193,7 @@ class _Handler:
             look = look_now(self.waiting.clock)
             if look.urgency == "none":
                 return Handled("none", look.why)
-            settings = look.settings or config.Settings()
+            settings = look.settings or self.waiting.configured or config.Settings()
             get_files = self.build(settings)
             with suppress(CrashlendError):
                 files = kept.recall(look.fingerprint).files
@@ -252,14 +256,14 @@ def _compare(state: State) -> Look:
     known = state.loaded
     if known is None:
         return Look("none", "no crash kernel of crashlend's is loaded")
-    settings = config.from_text(known.get("settings") or {})
+    settings = _settings(known)
     fingerprint = str(known.get("fingerprint", ""))
     facts = loading.facts_now()
     if known.get("step") == "lost":
         return _with_situation(Look("later", "the crash kernel was lost", settings), known, facts)
     if known.get("step") == "loading":
         previous = known.get("previous") or {}
-        settings = config.from_text(known.get("settings") or previous.get("settings") or {})
+        settings = settings or _settings(previous)
         look = Look("later", "a load was interrupted", settings, fingerprint)
         return _with_situation(look, known, facts)
     if fallback.note_what_is_loaded(state) is None:
@@ -271,6 +275,12 @@ def _compare(state: State) -> Look:
     why = "; ".join(changes.sentences())
     look = Look("now" if changes.urgent else "later", why, settings, fingerprint)
     return _with_situation(look, known, facts)
+
+
+def _settings(record: dict[str, Any]) -> Optional[Settings]:
+    """Those of the load; None: an older version wrote this record."""
+    texts = record.get("settings")
+    return config.from_text(texts) if texts else None
 
 
 def _with_situation(look: Look, known: dict[str, Any], facts: Facts) -> Look:

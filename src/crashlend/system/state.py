@@ -20,6 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from crashlend import records
 from crashlend.errors import CrashlendError
 from crashlend.facts import STATE_PATH
 
@@ -43,6 +44,9 @@ class State:
             value = json.loads(path.read_bytes())
             self.blocks = {int(k): dict(v) for k, v in value["blocks"].items()}
             self.loaded = None if value["loaded"] is None else dict(value["loaded"])
+            why_not = records.fault(self.loaded)
+            if why_not:
+                raise ValueError(why_not)
             self.learned = dict(value.get("learned", {}))
             for block in self.blocks.values():
                 if block["step"] not in STEPS:
