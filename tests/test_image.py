@@ -3,10 +3,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
+from build import BLOCK, facts
+from crashlend.config import Settings
+from crashlend.facts import CrashNote
 from crashlend.formats.elfcore import EHDR, PHDR, PT_LOAD, ProgramHeader, build_core_header
-from crashlend.system.image import is_in_memory, marker
+from crashlend.plan import make_plan
+from crashlend.system.image import build_image, is_in_memory, marker
+from test_shrink import FILES
 
 START = 0xBB000000
 DATA = bytes(range(256)) * 16
@@ -52,6 +59,44 @@ def test_one_changed_byte_is_somebody_else_s_image() -> None:
     """Any other content means that another program has loaded since."""
     other = DATA[:100] + b"\xff" + DATA[101:]
     assert is_in_memory(marker(START, DATA), Kcore(other)) is False
+
+
+def test_one_of_several_segments_that_differs_is_enough() -> None:
+    """And one that can't be looked at leaves it open, unless another differs."""
+    first, second = marker(START, DATA[:2048]), marker(START + 2048, DATA[2048:])
+    far = marker(START + (1 << 30), DATA)
+    wrong = marker(START + 2048, bytes(2048))
+    for others, expected in (
+        ([second], True),
+        ([wrong], False),
+        ([far], None),
+        ([far, wrong], False),
+        ([5], None),
+        (5, None),
+    ):
+        assert is_in_memory({**first, "also": others}, Kcore(DATA)) is expected
+
+
+@pytest.mark.parametrize("change", ["elfcorehdr", "kernel", "nothing"])
+def test_the_marker_tells_images_apart_whatever_differs(change: str) -> None:
+    """A reload that changes no boot_params is another image: one that was killed is not taken for done."""
+    now = facts(movable=[38, 39], lent=[38, 39])
+    later, files = now, FILES
+    if change == "elfcorehdr":
+        note = now.crash_notes[-1]
+        more = CrashNote(note.cpu + 1, note.phys + 0x1000, note.bytes)
+        later = replace(now, crash_notes=(*now.crash_notes, more))
+    elif change == "kernel":
+        kernel = FILES.kernel[:-1] + bytes([FILES.kernel[-1] ^ 1])
+        files = replace(FILES, kernel=kernel, payload=replace(FILES.payload))
+    markers, firsts = [], []
+    for host, these in ((now, FILES), (later, files)):
+        plan = make_plan(host, Settings(lend=2 * BLOCK), these.payload)
+        image = build_image(plan, host, these)
+        markers.append(image.marker())
+        firsts.append(image.segments["boot_params"])
+    assert firsts[0] == firsts[1]
+    assert (markers[0] == markers[1]) is (change == "nothing")
 
 
 @pytest.mark.parametrize("known", [None, {}, {"start": "x", "bytes": 1}, {"start": 1}, []])

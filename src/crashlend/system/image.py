@@ -2,7 +2,7 @@
 """The crash image: its bytes, loading it, and whose image is loaded.
 
 The kernel only says whether there is one. Other programs load crash kernels too (kdump-tools reloads on memory hotplug, which lending causes).
-So a load records where its boot_params lie and their digest, and this looks at them again, through
+So a load records where its boot_params and purgatory lie and their digests, and this looks at them again, through
 /proc/kcore, which shows the reservation as part of the direct mapping.
 """
 
@@ -31,6 +31,10 @@ if TYPE_CHECKING:
     from crashlend.plan import Plan
 
 KCORE = "/proc/kcore"
+# what tells one image from another in memory. Purgatory has the digests of all other segments, which
+# is why an image that differs in the ELF core header alone is another; nothing writes there before a
+# crash. boot_params come first: older versions looked for them alone
+MARKED = ("boot_params", "purgatory")
 
 
 @dataclass(frozen=True)
@@ -59,7 +63,10 @@ class CrashImage:
         """What to look for in memory later; None where nothing is known of the places."""
         if self.layout is None:
             return None
-        return marker(self.layout.segment("boot_params").start, self.segments["boot_params"])
+        first, *others = (
+            marker(self.layout.segment(name).start, self.segments[name]) for name in MARKED
+        )
+        return {**first, "also": others}
 
     def load(self, fillers: Sequence[Segment] = ()) -> None:
         """Hand it to the kernel. CrashlendError tells its errno in words.
@@ -120,16 +127,25 @@ def marker(start: int, data: bytes) -> dict[str, Any]:
 
 
 def is_in_memory(known: Any, files: Optional[HostFiles] = None) -> Optional[bool]:
-    """Whether the recorded segment still lies where it was; None when it can't be looked at."""
+    """Whether the recorded segments still lie where they were; None when one can't be looked at."""
     if not isinstance(known, dict):
         return None
+    others = known.get("also", [])
+    files = files or TreeFiles(Path("/"))
+    if not isinstance(others, list):
+        return None
+    found = [_is_there(one, files) for one in (known, *others)]
+    return False if False in found else None if None in found else True
+
+
+def _is_there(known: dict[str, Any], files: HostFiles) -> Optional[bool]:
     try:
-        data = _read_physical(files or TreeFiles(Path("/")), known["start"], known["bytes"])
+        data = _read_physical(files, known["start"], known["bytes"])
     except (OSError, CrashlendError, KeyError, TypeError):
         return None
     if len(data) != known["bytes"]:
         return None
-    return hashlib.sha256(data).hexdigest() == known.get("sha256")
+    return bool(hashlib.sha256(data).hexdigest() == known.get("sha256"))
 
 
 def _read_physical(files: HostFiles, start: int, size: int) -> bytes:
