@@ -206,9 +206,7 @@ class _Handler:
         attempts.forget(EVENTS.parent)
         return Handled("reloaded", look.why, done)
 
-    def renew(
-        self, look: Look, settings: Settings, get_files: Callable[[str], Files]
-    ) -> Loaded:
+    def renew(self, look: Look, settings: Settings, get_files: Callable[[str], Files]) -> Loaded:
         """Load; where lending is refused by now and the old image had to go, without lent memory."""
         try:
             return self.load(settings, get_files)
