@@ -193,7 +193,7 @@ def another_reservation(some: FussyHost) -> None:
     some.end = END - BLOCK
 
 
-CALAMITIES = (offline, to_the_kernel, taken_out, spoiled, copy_lost, copy_damaged)
+CALAMITIES = (offline, to_the_kernel, taken_out, spoiled, copy_lost, copy_damaged, ram_gone)
 
 
 @pytest.mark.parametrize("calamity", [*CALAMITIES, another_reservation])
@@ -309,6 +309,27 @@ def test_only_the_loaded_image_is_kept_and_only_root_may_read_it(some: FussyHost
     assert copy.name == (some.state.loaded or {})["fingerprint"]
     loading.unload(MORE, say=quiet)
     assert some.copies() == []
+
+
+def test_a_state_that_cannot_be_written_does_not_cost_the_image(
+    some: FussyHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Recovery that has nothing to put right writes nothing; where it has, the old image stays."""
+    load()
+    kind = type(some.state)
+    with monkeypatch.context() as full:
+        full.setattr(kind, "write", _no_room)
+        assert load().already
+    some.state.set_block(39, "returning")
+    monkeypatch.setattr(kind, "write", _no_room)
+    with pytest.raises(CrashlendError) as caught:
+        load()
+    assert "still there" in caught.value.hint
+    assert (some.loaded, some.alarms()) == (True, [])
+
+
+def _no_room(_state: object) -> None:
+    raise CrashlendError("cannot write", "no room")
 
 
 def test_another_program_s_image_is_nobody_s_to_bring_back(

@@ -143,7 +143,7 @@ def why_not_again(previous: Record, facts: Facts, steps: dict[int, str]) -> str:
     if not previous.get("kept"):
         return "no copy of it was kept"
     changes = find_changes(previous, facts, steps)
-    if changes.urgent:
+    if changes.urgent or changes.ram_gone:  # its dump would read what is not there
         return "; ".join(changes.sentences())
     zone = Ranges(tuple(pair) for pair in previous.get("zone", ()))
     if zone and not Ranges(facts.clean_runs or ()).covers(zone):
