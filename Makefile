@@ -11,7 +11,7 @@ PURGATORY := src/crashlend/purgatory
 N ?= 60
 SEED ?= $(shell date +%Y%m%d)
 
-.PHONY: help demo test unit trials check trial exact bench census soak bare purgatory docs clean
+.PHONY: help demo test unit trials check trial exact proof bench census soak bare purgatory docs clean
 
 help: ## this list
 	@awk -F':.*## ' '/^[a-z]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' Makefile
@@ -36,6 +36,12 @@ trial: .venv/.dev ## every trial of the suite; results stay in build/trials
 exact: .venv/.dev ## ask 64 guests for the smallest reservation they take; writes docs/exact-size.md
 	CRASHLEND_TRIALS=all $(PYTEST) -m trial -k exact -n $(JOBS) --maxschedchunk=1 tests/test_trials.py; \
 	  $(BIN)/python tools/exact_table.py $(RESULTS) > docs/exact-size.md
+
+proof: .venv/.dev ## compare dumps with memory to the byte, flip bits of the image; writes docs/proof.md
+	CRASHLEND_TRIALS=all $(PYTEST) -m trial -k "bytes- or flips-" -n $(JOBS) --maxschedchunk=1 \
+	  tests/test_trials.py; \
+	  cp $(RESULTS)/bytes-*.json $(RESULTS)/flips-*.json docs/results && \
+	  $(BIN)/python tools/proof_page.py docs/results > docs/proof.md
 
 bench: .venv/.lab ## what kexec-tools and crashlend need, measured (an hour); writes docs/benchmarks.md
 	$(BIN)/crashlend lab bench --jobs $(JOBS) -o docs/benchmarks.md --data docs/results/bench.json \

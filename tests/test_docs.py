@@ -92,6 +92,15 @@ def test_every_verb_is_in_the_changelog_or_the_readme() -> None:
     assert [verb for verb in VERBS if not re.search(rf"\b{verb}\b", text)] == []
 
 
+def test_the_proof_is_what_the_results_say() -> None:
+    """docs/proof.md is what `make proof` writes from the kept results, and they are not none."""
+    words = [sys.executable, str(ROOT / "tools/proof_page.py"), str(ROOT / "docs/results")]
+    page = subprocess.run(words, capture_output=True, text=True, check=True).stdout
+    assert (ROOT / "docs/proof.md").read_text() == page
+    assert page.count("](results/bytes-") > 2
+    assert page.count("](results/flips-") > 1
+
+
 def tracked() -> list[Path]:
     """The files of the repository; skips where there is no git."""
     done = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=False)
