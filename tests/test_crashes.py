@@ -160,3 +160,16 @@ def test_a_kernel_that_is_no_package_has_no_headers(
     with pytest.raises(CrashlendError, match="no Debian package") as caught:
         build_trigger(own)
     assert "nmi" in caught.value.hint
+
+
+def test_a_stack_that_ran_over_is_known_by_where_it_did() -> None:
+    """What 6.1 logs then (the guard page is hit, but the double fault is not named)."""
+    kind = next(kind for kind in KINDS if kind.name == "overflow")
+    log = (
+        "[62.51] BUG: TASK stack guard page was hit at 0000000083cabab1 (stack is 0..0)\n"
+        "[62.51] stack guard page: 0000 [#1] PREEMPT SMP NOPTI\n"
+        "[62.51] RIP: 0010:overflow+0x37/0x80 [crashlend_trigger]\n"
+    )
+    assert kind.words in log
+    assert re.search(kind.seen, log)
+    assert not re.search(kind.seen, log.replace("overflow+", "other+"))

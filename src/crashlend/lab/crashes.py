@@ -135,7 +135,7 @@ KINDS = (
         "overflow",
         "the kernel's stack runs over: a double fault",
         "stack guard page was hit",
-        "#DF|exc_double_fault|double.fault",
+        r"RIP: \S+:overflow\+0x",
         OOPS + _insmod("process", "overflow"),
     ),
     _module(
