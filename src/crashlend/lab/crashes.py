@@ -135,7 +135,7 @@ KINDS = (
         "overflow",
         "the kernel's stack runs over: a double fault",
         "stack guard page was hit",
-        r"RIP: \S+:overflow\+0x",
+        r"RIP: \S+:overflow\+0x|<#DF>",
         OOPS + _insmod("process", "overflow"),
     ),
     _module(
