@@ -19,7 +19,7 @@ help: ## this list
 demo: .venv/.lab ## crash a stock Debian kernel with and without lent memory, side by side
 	$(BIN)/crashlend lab demo
 
-test: unit trials ## unit tests, then at most a dozen crashes of real kernels (about 10 minutes)
+test: unit trials ## unit tests, then at most a dozen crashes of real kernels (about 15 minutes)
 	$(PYTEST) -m claims
 
 unit: .venv/.dev ## the unit tests alone

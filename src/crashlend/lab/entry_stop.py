@@ -8,6 +8,7 @@ is loaded; a hardware breakpoint of QEMU's gdb stub then stops all CPUs as soon 
 from __future__ import annotations
 
 import threading
+from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any
 
 from crashlend.errors import CrashlendError
@@ -32,7 +33,7 @@ ENTRY_SEGMENT = "purgatory"
 STOP = Command(("stop-at-entry",), program="host")
 
 
-class EntryStop:
+class EntryStop(ABC):
     """One trial that is stopped there; what happens then is a subclass's :meth:`at_entry`.
 
     ``memory`` and ``words`` are for the machine, ``actions`` and :meth:`notice` for its run.
@@ -52,11 +53,11 @@ class EntryStop:
         self._stub: GdbStub | None = None
         self._watch: threading.Thread | None = None
 
+    @abstractmethod
     def at_entry(self, host: Host, stub: GdbStub) -> None:
         """All CPUs are stopped at purgatory's entry. Runs in a thread of its own."""
-        raise NotImplementedError
 
-    def finish(self, machine: Machine, say: Say) -> None:
+    def finish(self, machine: Machine, say: Say) -> None:  # noqa: B027  (most have nothing to do)
         """The machine has ended; what else is to be done before the checks."""
 
     def checks(self, saved: Saved) -> Iterable[Check]:
