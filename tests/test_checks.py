@@ -19,7 +19,7 @@ from crashlend.lab.kernels import Kernel
 from crashlend.lab.qemu import LostVmError, Machine, Report, run_machine
 from crashlend.lab.spec import LOST, REFUSED, Command, Saved, Spec, Trial
 from crashlend.lab.suite import find, judge, why_not_lost
-from crashlend.lab.suite_table import SUITE
+from crashlend.lab.suites.table import SUITE
 from crashlend.lab.trial import Outcome, complete_words, remove_traces
 from crashlend.ranges import Ranges
 from crashlend.sizes import GIB, MIB

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from crashlend.lab.suite_table import SUITE
+from crashlend.lab.suites.table import SUITE
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = Path(os.environ.get("CRASHLEND_RESULTS", ROOT / "build/trials"))

@@ -15,8 +15,8 @@ import pytest
 from crashlend import config
 from crashlend.cli.main import VERBS
 from crashlend.lab import fault_table, faults
-from crashlend.lab.suite_faults import FAULTS
-from crashlend.lab.suite_table import SUITE
+from crashlend.lab.suites.faults import FAULTS
+from crashlend.lab.suites.table import SUITE
 from crashlend.lenders.census import KINDS, NO_FLAGS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -71,7 +71,7 @@ def test_each_fault_is_shown_or_said_not_to_be() -> None:
 
 
 def test_each_trial_of_a_fault_is_in_the_table() -> None:
-    """A trial of suite_faults.py that no row names proves nothing to anybody."""
+    """A trial of suites/faults.py that no row names proves nothing to anybody."""
     named = set(faults.proofs())
     assert [trial.name for trial in FAULTS if trial.name not in named] == []
 

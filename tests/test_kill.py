@@ -17,7 +17,7 @@ from crashlend.lab.kernels import Kernel
 from crashlend.lab.kills import KILLED_AFTER, check_kills
 from crashlend.lab.qemu import Report
 from crashlend.lab.spec import Check, Spec
-from crashlend.lab.suite_table import SUITE
+from crashlend.lab.suites.table import SUITE
 from test_core_imports import python39
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from crashlend.lab.late import CHECK_IN_FLIGHT, CHECK_NOTHING_CAME, check_late, 
 from crashlend.lab.qemu import Report
 from crashlend.lab.spec import CORRUPTED, Check, Spec
 from crashlend.lab.suite import why_not_corrupted
-from crashlend.lab.suite_dma import DMA
+from crashlend.lab.suites.dma import DMA
 from crashlend.lab.trial import Outcome
 from crashlend.quiesce import parse_quiesce
 

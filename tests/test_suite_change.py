@@ -16,7 +16,7 @@ from crashlend.lab.checks import asked_bytes
 from crashlend.lab.kernels import Kernel
 from crashlend.lab.qemu import Report
 from crashlend.lab.spec import Command, Spec
-from crashlend.lab.suite_change import CHANGE
+from crashlend.lab.suites.change import CHANGE
 from crashlend.lab.trial import complete_words, load_answer
 from crashlend.sizes import MIB
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from crashlend.lab.suite import run_named
-from crashlend.lab.suite_table import SUITE
+from crashlend.lab.suites.table import SUITE
 
 RESULTS = Path(os.environ.get("CRASHLEND_RESULTS", "build/trials"))
 CHOSEN = [t.name for t in SUITE if t.quick or os.environ.get("CRASHLEND_TRIALS") == "all"]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The project's own trials by name: runs one of suite_table.py and judges what came out."""
+"""The project's own trials by name: runs one of suites/table.py and judges what came out."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from crashlend.lab.late import CHECK_IN_FLIGHT, CHECK_NOTHING_CAME, seen_pages
 from crashlend.lab.packages import Say, silent
 from crashlend.lab.qemu import LostVmError
 from crashlend.lab.spec import CAME_BACK, CORRUPTED, LOST, REFUSED, Spec, Trial
-from crashlend.lab.suite_table import SUITE
+from crashlend.lab.suites.table import SUITE
 from crashlend.lab.trial import Outcome, run_trial
 
 if TYPE_CHECKING:

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 from crashlend.errors import EXIT_FAILED, EXIT_NOT_LOADED, EXIT_REFUSED
 from crashlend.lab.spec import LOST, REFUSED, Command, Trial
-from crashlend.lab.suite_bytes import BYTES
-from crashlend.lab.suite_change import CHANGE
-from crashlend.lab.suite_dma import DMA
-from crashlend.lab.suite_exact import EXACT
-from crashlend.lab.suite_faults import FAULTS
-from crashlend.lab.suite_flips import FLIPS
-from crashlend.lab.suite_never import NEVER
-from crashlend.lab.suite_shapes import SHAPES
+from crashlend.lab.suites.bytes import BYTES
+from crashlend.lab.suites.change import CHANGE
+from crashlend.lab.suites.dma import DMA
+from crashlend.lab.suites.exact import EXACT
+from crashlend.lab.suites.faults import FAULTS
+from crashlend.lab.suites.flips import FLIPS
+from crashlend.lab.suites.never import NEVER
+from crashlend.lab.suites.shapes import SHAPES
 from crashlend.sizes import GIB, MIB
 
 SEED = "crashkernel=1G,cma crashkernel=100M"
