@@ -40,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON (schema 1)")
 
 
-def run_bench(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> int:
     """Run what is missing, then print, and write, all of it."""
     from crashlend.lab.bench import KERNELS, Bench, Options, Records, bench_data
     from crashlend.lab.bench_report import markdown, quoted

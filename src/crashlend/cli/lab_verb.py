@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Crash real kernels in QEMU: demo, trial, bench, soak, kernels."""
+"""Boot and crash real kernels in QEMU."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import argparse
 import platform
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from crashlend.cli import bench, soak
 from crashlend.cli.main import size_argument
@@ -17,6 +17,14 @@ from crashlend.errors import EXIT_DONE, EXIT_FAILED, CrashlendError
 
 if TYPE_CHECKING:
     from crashlend.lab.spec import Spec
+
+# What runs many guests, each in a module of its own: add_arguments(parser), run(args) -> exit code.
+RUNS: dict[str, tuple[Any, str]] = {
+    "bench": (bench, "what kexec-tools and crashlend need, side by side"),
+    "soak": (soak, "random trials from a seed, each of which must go well"),
+}
+# those that boot some of their guests under UEFI
+UEFI_RUNS = ("soak",)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -30,11 +38,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     trial = subs.add_parser("trial", help="one crash, from boot to verified vmcore")
     _add_trial_flags(trial)
 
-    benched = subs.add_parser("bench", help="what kexec-tools and crashlend need, side by side")
-    bench.add_arguments(benched)
-
-    soaked = subs.add_parser("soak", help="random trials from a seed, each of which must go well")
-    soak.add_arguments(soaked)
+    for name, (module, words) in RUNS.items():
+        module.add_arguments(subs.add_parser(name, help=words))
 
     kernels = subs.add_parser("kernels", help="which kernels there are; fetch one")
     kernels.add_argument("--json", action="store_true", help="print JSON (schema 1)")
@@ -172,16 +177,15 @@ def run(args: argparse.Namespace) -> int:
     from crashlend.lab.qemu import find_qemu
 
     find_qemu()  # before anything is fetched
-    if args.what == "soak" or (args.what == "trial" and args.firmware == "uefi"):
+    if args.what in UEFI_RUNS or (args.what == "trial" and args.firmware == "uefi"):
         find_ovmf()
     if args.what == "demo":
         from crashlend.cli.demo import run_demo
 
         return run_demo(args)
-    if args.what == "bench":
-        return bench.run_bench(args)
-    if args.what == "soak":
-        return soak.run_soak(args)
+    if args.what in RUNS:
+        code: int = RUNS[args.what][0].run(args)
+        return code
     from crashlend.cli.trials import announce, show_outcome
     from crashlend.lab.trial import run_trial
 

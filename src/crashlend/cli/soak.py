@@ -66,7 +66,7 @@ def _only(text: str) -> tuple[str, int]:
     return _seed(seed), int(index)
 
 
-def run_soak(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> int:
     """Run what is missing, then write, and print, the results of the whole seed."""
     from crashlend.lab.bench import Records, machine_facts
     from crashlend.lab.kernels import fetch
