@@ -31,6 +31,8 @@ DISTRIBUTIONS = (
     ("Debian 12", ((384, 128),)),
 )
 
+CONSOLE_LINES = 25
+
 
 @dataclass(frozen=True)
 class Column:
@@ -155,6 +157,9 @@ def _show(trials: list[Column], outcomes: list[Outcome], seconds: float, held: b
     lost = outcomes[-1]
     why = why_not_lost(lost) or f"its dump is lost ({lost.death_by_memory})"
     print(f"control at 80M: {why}")
+    for column, outcome in zip(trials[:-1], outcomes[:-1]):
+        if not _saved(outcome):
+            print(f"{column.title}: no dump. {_why_lost(outcome)}")
     memory = outcomes[0].spec.memory_bytes // MIB
     others = ", ".join(
         f"{name} {max(taken for start, taken in table if start <= memory)} MiB"
@@ -166,6 +171,13 @@ def _show(trials: list[Column], outcomes: list[Outcome], seconds: float, held: b
     print(
         f"{word}; {seconds:.0f} s in all. (The wait for DMA was {wait:g} s here; 10 s by default.)"
     )
+
+
+def _why_lost(outcome: Outcome) -> str:
+    """What is known of a dump that was not expected to be lost: the directory of the trial is gone."""
+    why = outcome.death_by_memory or outcome.report.lost or "its guest ended by itself"
+    words = [f"    {line}" for line in outcome.last_words.splitlines()[-CONSOLE_LINES:]]
+    return "\n".join([f"{why}; the end of its console:", *words])
 
 
 def _planned(outcome: Outcome) -> int | None:
