@@ -48,7 +48,7 @@ def columns(kernel: str) -> list[Column]:
     from crashlend.lab.kernels import fetch
     from crashlend.lab.spec import Spec
 
-    base = Spec(kernel=fetch(kernel, progress), timeout_seconds=200)
+    base = Spec(kernel=fetch(kernel, progress), timeout_seconds=400)
     control = replace(base, lender="none", impatient=True)
     out = []
     for reserved in (100, 80):
