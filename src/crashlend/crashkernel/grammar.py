@@ -9,10 +9,10 @@ The kernel looks for the bytes ``crashkernel=`` anywhere in the line, quotes or 
 "--", and ends the word at the first ASCII space. Of each kind the last word counts, whatever the
 order between the kinds. Nothing here rejects what the kernel accepts, or the reverse.
 
-What differs between kernels is data in a :class:`Generation`. Only Linux 6.17 and later is
-described so far, for the architectures with the generic reservation (x86, arm64, riscv).
+What differs between kernels is data in a :class:`Generation`; ``generations.py`` has the table of
+them. What the kernel then does with a :class:`Request` is in ``boot.py``.
 
-Kernel source: kernel/crash_reserve.c, lib/cmdline.c (6.17 to 7.1).
+Kernel source: kernel/crash_reserve.c, before 6.8 kernel/crash_core.c; lib/cmdline.c.
 """
 
 from __future__ import annotations
@@ -30,12 +30,13 @@ _SZ_128M = 128 << 20
 # x86_64: max(swiotlb's default of 64 MiB + 8 MiB, 256 MiB) [arch/x86/include/asm/crash_reserve.h]
 DEFAULT_CRASH_KERNEL_LOW_SIZE = 256 << 20
 
+ERR = "err"
 WARN = "warn"
 INFO = "info"
 
 
 class Message(NamedTuple):
-    """A line of the kernel log: ``level`` is "warn" or "info", ``text`` without the line end."""
+    """A line of the kernel log: ``level`` is "err", "warn" or "info", ``text`` has no line end."""
 
     level: str
     text: str
@@ -48,9 +49,32 @@ def memparse(data: bytes) -> tuple[int, bytes]:
     """Read a number with an optional K, M, G, T, P or E (either case); return it and the rest.
 
     "0x" makes it hexadecimal (and eats every a-f that follows), another leading 0 octal. Overflow
-    wraps at 64 bits without a word. A lone letter is a valid 0, as up to 7.1. The rest equals
-    ``data`` when there was no number. [lib/cmdline.c:memparse, lib/kstrtox.c:simple_strtoull]
+    wraps at 64 bits without a word. A lone letter is a valid 0. The rest equals ``data`` when there
+    was no number. Linux up to 7.1. [lib/cmdline.c:memparse, lib/kstrtox.c:simple_strtoull]
     """
+    value, at = _strtoull(data)
+    power = _power(data, at)
+    return (value << 10 * power) & _U64_MAX, data[at + (power > 0) :]
+
+
+def memparse_saturating(data: bytes) -> tuple[int, bytes]:
+    """The same as Linux 7.2 and later do it.
+
+    A letter that takes the value past 64 bits makes it ULLONG_MAX, and a letter without a digit
+    before it is not consumed. The digits alone still wrap. [lib/cmdline.c:memparse]
+    """
+    value, at = _strtoull(data)
+    power = _power(data, at) if at else 0
+    return min(value << 10 * power, _U64_MAX), data[at + (power > 0) :]
+
+
+def _power(data: bytes, at: int) -> int:
+    """How many times 1024 the letter at ``at`` stands for; 0 where there is none."""
+    return b"KMGTPE".find(data[at : at + 1].upper()) + 1 if at < len(data) else 0
+
+
+def _strtoull(data: bytes) -> tuple[int, int]:
+    """The number at the start, modulo 2^64, and how many bytes it took."""
     base, at = 10, 0
     if data[:1] == b"0":
         base = 8
@@ -61,11 +85,7 @@ def memparse(data: bytes) -> tuple[int, bytes]:
     while (digit := _digit(data, at)) < base:
         value = (value * base + digit) & _U64_MAX
         at += 1
-    power = b"KMGTPE".find(data[at : at + 1].upper()) + 1 if at < len(data) else 0
-    if power:
-        value = (value << 10 * power) & _U64_MAX
-        at += 1
-    return value, data[at:]
+    return value, at
 
 
 def _digit(data: bytes, at: int) -> int:
@@ -81,11 +101,25 @@ class Generation:
     ``suffixes`` is the kernel's table of them: a word that ends in one of these is not a plain
     word. A suffix that is not in the table has no meaning to that kernel. ``memparse`` reads a
     number and returns it with the rest.
+
+    ``high_after``: when ",high" is looked for: "absent" (no plain word), "failure" (or a bad or
+    zero one, as on x86 up to 6.6), "never". ``low_late``: ",low" is read only once the main part
+    lies above 4 GiB, and what is wrong with it then does not matter (x86 up to 6.6).
+    ``rounds_total``: ranges are compared with RAM rounded up to 128 MiB. ``below_ram``: a size of
+    all RAM or more is refused here, without a message. ``reads_cma`` False: ",cma" words are known
+    and passed over. ``no_size`` and ``no_offset`` are two messages whose spelling changed.
     """
 
     name: str
     suffixes: tuple[bytes, ...]
     memparse: Callable[[bytes], tuple[int, bytes]]
+    high_after: str = "absent"
+    low_late: bool = False
+    rounds_total: bool = True
+    below_ram: bool = True
+    reads_cma: bool = True
+    no_size: str = "crashkernel: Memory value expected"
+    no_offset: str = "crashkernel: Memory value expected after '@'"
 
 
 HIGH, LOW, CMA = b",high", b",low", b",cma"
@@ -145,21 +179,27 @@ def parse_crashkernel(
     high, low_bytes = False, None
 
     # ",high" counts only where there is no plain word at all: a bad plain word is not "none".
-    if not plain.found:
+    # On x86 up to 6.6 it is.
+    absent = not plain.found
+    failed = absent or not plain.valid or not plain.size
+    if {"absent": absent, "failure": failed}.get(generation.high_after, False):
         plain = _lookup(line, system_ram_bytes, HIGH, generation)
         messages += plain.messages
         if not (plain.found and plain.valid and plain.size):
             return Request(accepted=False, messages=messages)
-        low = _lookup(line, system_ram_bytes, LOW, generation)
-        messages += low.messages
-        if not low.valid:
-            return Request(accepted=False, messages=messages)
-        high, low_bytes = True, low.size if low.found else default_low_bytes
+        low = low_request(line, generation, default_low_bytes)
+        if not generation.low_late:
+            messages += low.messages
+            if not low.valid:
+                return Request(accepted=False, messages=messages)
+        high, low_bytes = True, low.size
 
     # The kernel ignores whether the ",cma" word was valid; what it had read until then stays.
-    cma = _lookup(line, system_ram_bytes, CMA, generation)
+    cma = _lookup(line, system_ram_bytes, CMA, generation) if generation.reads_cma else Lookup()
     messages += cma.messages
-    if not plain.valid or not 0 < plain.size < system_ram_bytes:
+    if not (plain.found and plain.valid and plain.size):
+        return Request(accepted=False, messages=messages)
+    if generation.below_ram and plain.size >= system_ram_bytes:
         return Request(accepted=False, messages=messages)
     return Request(
         accepted=True,
@@ -170,6 +210,17 @@ def parse_crashkernel(
         cma_bytes=cma.size,
         messages=messages,
     )
+
+
+def low_request(line: bytes, generation: Generation, default_low_bytes: int) -> Lookup:
+    """What the last ",low" word asks for; ``default_low_bytes`` where there is none.
+
+    Where the generation reads it late, a bad one counts as none. ``line`` has no NUL.
+    """
+    low = _lookup(line, 0, LOW, generation)
+    if not low.found or (generation.low_late and not low.valid):
+        return low._replace(size=default_low_bytes)
+    return low
 
 
 def lent_request(cmdline: bytes) -> int:
@@ -183,7 +234,7 @@ def lent_request(cmdline: bytes) -> int:
     return _lookup(cmdline.split(b"\0", 1)[0], 0, CMA, LINUX_6_17).size
 
 
-class _Lookup(NamedTuple):
+class Lookup(NamedTuple):
     """What the search for one kind of word gave (``found`` False: -ENOENT, then still valid)."""
 
     found: bool = False
@@ -192,20 +243,20 @@ class _Lookup(NamedTuple):
     base: int = 0
     messages: tuple[Message, ...] = ()
 
-    def warn(self, text: str) -> _Lookup:
+    def warn(self, text: str) -> Lookup:
         """The same after a warning that makes the kernel return -EINVAL."""
         return self._replace(valid=False, messages=(*self.messages, Message(WARN, text)))
 
 
 def _lookup(
     line: bytes, system_ram_bytes: int, suffix: Optional[bytes], generation: Generation
-) -> _Lookup:
+) -> Lookup:
     """Find and read the last word of one kind (``suffix`` None: plain or ranges).
 
     [kernel/crash_reserve.c:__parse_crashkernel, get_last_crashkernel]
     """
     if suffix is not None and suffix not in generation.suffixes:
-        return _Lookup()
+        return Lookup()
     last = None
     for token in _tokens(line):
         if suffix is None:
@@ -215,7 +266,7 @@ def _lookup(
         if wanted:
             last = token
     if last is None:
-        return _Lookup()
+        return Lookup()
     value = last[len(_NAME) :]
     if suffix is not None:
         return _parse_suffix(value, suffix, generation)
@@ -232,13 +283,13 @@ def _tokens(line: bytes) -> Iterator[bytes]:
         at = line.find(_NAME, at + 1)
 
 
-def _parse_simple(value: bytes, generation: Generation) -> _Lookup:
+def _parse_simple(value: bytes, generation: Generation) -> Lookup:
     """``size[@offset]``; what follows the offset is ignored.
 
     [parse_crashkernel_simple]
     """
     size, rest = generation.memparse(value)
-    out = _Lookup(found=True, size=size)
+    out = Lookup(found=True, size=size)
     if rest == value:
         return out.warn("crashkernel: memory value expected")
     if rest.startswith(b"@"):
@@ -246,13 +297,13 @@ def _parse_simple(value: bytes, generation: Generation) -> _Lookup:
     return out.warn(_unrecognized(rest)) if rest else out
 
 
-def _parse_suffix(value: bytes, suffix: bytes, generation: Generation) -> _Lookup:
+def _parse_suffix(value: bytes, suffix: bytes, generation: Generation) -> Lookup:
     """``size,suffix``. The size counts for ",cma" even where this fails.
 
     [parse_crashkernel_suffix]
     """
     size, rest = generation.memparse(value)
-    out = _Lookup(found=True, size=size)
+    out = Lookup(found=True, size=size)
     if rest == value:
         return out.warn("crashkernel: memory value expected")
     if not rest.startswith(suffix):
@@ -261,14 +312,16 @@ def _parse_suffix(value: bytes, suffix: bytes, generation: Generation) -> _Looku
     return out.warn(_unrecognized(rest)) if rest else out
 
 
-def _parse_mem(value: bytes, system_ram_bytes: int, generation: Generation) -> _Lookup:
+def _parse_mem(value: bytes, system_ram_bytes: int, generation: Generation) -> Lookup:
     """``start-[end]:size[,...][@offset]``; the first range that holds the RAM size decides.
 
     [parse_crashkernel_mem]
     """
-    out = _Lookup(found=True)
-    # Firmware keeps some RAM for itself, so the kernel rounds up before it compares.
-    total = ((system_ram_bytes + _SZ_128M - 1) & _U64_MAX) // _SZ_128M * _SZ_128M
+    out = Lookup(found=True)
+    total = system_ram_bytes
+    if generation.rounds_total:
+        # Firmware keeps some RAM for itself, so the kernel rounds up before it compares.
+        total = ((total + _SZ_128M - 1) & _U64_MAX) // _SZ_128M * _SZ_128M
     cur = value
     while True:
         start, rest = generation.memparse(cur)
@@ -289,7 +342,7 @@ def _parse_mem(value: bytes, system_ram_bytes: int, generation: Generation) -> _
         cur = cur[1:]
         size, rest = generation.memparse(cur)
         if rest == cur:
-            return out.warn("crashkernel: Memory value expected")
+            return out.warn(generation.no_size)
         if size >= total:
             return out.warn("crashkernel: invalid size")
         cur = rest
@@ -307,7 +360,7 @@ def _parse_mem(value: bytes, system_ram_bytes: int, generation: Generation) -> _
     if at:
         base, rest = generation.memparse(offset)
         if rest == offset:
-            return out.warn("crashkernel: Memory value expected after '@'")
+            return out.warn(generation.no_offset)
         out = out._replace(base=base)
     return out
 

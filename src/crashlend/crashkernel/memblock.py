@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The free memory of early boot, and the kernel's search in it.
+
+Kernel source: mm/memblock.c (the same from 5.10 to 7.3).
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right, insort
+from typing import TYPE_CHECKING
+
+from crashlend.ranges import Range, Ranges
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+# The first page is never handed out [memblock_find_in_range_node].
+_LOWEST = 4096
+
+
+class Free:
+    """What is free; :meth:`find` looks, :meth:`take` takes. Addresses are in bytes.
+
+    ``boundaries`` are addresses where one memory region ends and the next begins though nothing
+    lies between them (NUMA nodes): nothing is found across one.
+    """
+
+    def __init__(self, free: Ranges, boundaries: Iterable[int] = ()) -> None:
+        cuts = sorted(boundaries)
+        if cuts:
+            self._parts = list(_split(free, cuts))
+        else:
+            self._parts = list(free)
+        self._largest = max((end - start for start, end in self._parts), default=0)
+
+    def find(self, size: int, align: int, start: int, end: int, *, bottom_up: bool = False) -> int:
+        """The address that the kernel would choose in [start, end); 0 where it finds none.
+
+        ``align`` is a power of two.
+        """
+        start = max(start, _LOWEST)
+        if size > self._largest or end - start < size:
+            return 0
+        parts, mask = self._parts, align - 1
+        first = max(bisect_right(parts, (start, start)) - 1, 0)
+        last = bisect_left(parts, (end, end))
+        if bottom_up:
+            for index in range(first, last):
+                low, high = parts[index]
+                at = (max(low, start) + mask) & ~mask
+                if at + size <= min(high, end):
+                    return at
+            return 0
+        for index in range(last - 1, first - 1, -1):
+            low, high = parts[index]
+            at = (min(high, end) - size) & ~mask
+            if at >= max(low, start):
+                return at
+        return 0
+
+    def take(self, start: int, size: int) -> None:
+        """Make [start, start + size) no longer free; it was found by :meth:`find`."""
+        end = start + size
+        index = bisect_right(self._parts, (start, 1 << 65)) - 1
+        part = self._parts.pop(index)
+        if part.start < start:
+            insort(self._parts, Range(part.start, start))
+        if end < part.end:
+            insort(self._parts, Range(end, part.end))
+        if part.size == self._largest:
+            self._largest = max((high - low for low, high in self._parts), default=0)
+
+    def give(self, start: int, size: int) -> None:
+        """Make [start, start + size) free again. It is not joined with what lies beside it."""
+        insort(self._parts, Range(start, start + size))
+        self._largest = max(self._largest, size)
+
+
+def _split(free: Ranges, cuts: list[int]) -> Iterable[Range]:
+    for start, end in free:
+        at = start
+        for index in range(bisect_right(cuts, start), bisect_left(cuts, end)):
+            yield Range(at, cuts[index])
+            at = cuts[index]
+        yield Range(at, end)
