@@ -12,6 +12,7 @@ arch/arm64/mm/init.c (6.1).
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
 
 from crashlend.crashkernel.grammar import (
@@ -52,6 +53,16 @@ class BootMemory:
     reserved: Ranges
     boundaries: tuple[int, ...] = ()
     bottom_up: bool = False
+
+    @cached_property
+    def ram_bytes(self) -> int:
+        """memblock_phys_mem_size(): all RAM, reserved parts included."""
+        return self.ram.size
+
+    @cached_property
+    def free(self) -> Free:
+        """What nothing has taken yet; a prediction works on a copy."""
+        return Free(self.ram - self.reserved, self.boundaries)
 
 
 class BootRange(NamedTuple):
@@ -111,7 +122,7 @@ def predict(memory: BootMemory, cmdline: bytes, kernel: BootKernel) -> Predictio
     placing = kernel.placing
     request = parse_crashkernel(
         line,
-        memory.ram.size,
+        memory.ram_bytes,
         default_low_bytes=placing.low_default if placing else 0,
         generation=kernel.generation,
     )
@@ -134,9 +145,8 @@ class _Boot:
         self.kernel = kernel
         self.placing = placing
         self.request = request
-        self.ram_bytes = memory.ram.size
         self.end = memory.ram[-1].end if memory.ram else 0
-        self.free = Free(memory.ram - memory.reserved, memory.boundaries)
+        self.free = memory.free.copy()
         self.high_max = self.end if placing.high_max is None else placing.high_max
         self.ranges: list[BootRange] = []
         self.messages: list[Message] = []
@@ -233,7 +243,7 @@ class _Boot:
             self.free.give(at, size)
             return
         where = f"Reserving {size >> 20}MB of memory at {at >> 20}MB"
-        self.say(INFO, f"{where} for crashkernel (System RAM: {self.ram_bytes >> 20}MB)")
+        self.say(INFO, f"{where} for crashkernel (System RAM: {self.memory.ram_bytes >> 20}MB)")
         self.ranges.append(BootRange(MAIN, at, at + size))
 
     def _reserve_x86_low(self, line: bytes) -> bool:
@@ -247,7 +257,7 @@ class _Boot:
             what = f"Cannot reserve {low.size >> 20}MB crashkernel low memory"
             self.say(ERR, f"{what}, please try smaller size.")
             return False
-        limit = min(self.ram_bytes, self.placing.low_max) >> 20
+        limit = min(self.memory.ram_bytes, self.placing.low_max) >> 20
         where = f"Reserving {low.size >> 20}MB of low memory at {at >> 20}MB"
         self.say(INFO, f"{where} for crashkernel (low RAM limit: {limit}MB)")
         self.ranges.append(BootRange(LOW_PART, at, at + low.size))
@@ -287,24 +297,14 @@ class _Boot:
             region = f"Size (0x{size:016x}) of region at 0x{0:016x}"
             self.say(ERR, f"cma: {region} exceeds limit (0x{self.end:016x})")
         elif size:
-            at = self._alloc_cma(size, block)
+            at = self.free.find_cma(size, block, self.end, bottom_up=self.memory.bottom_up)
         if not at:
             self.say(ERR, f"cma: Failed to reserve {asked >> 20} MiB")
             return False
+        self.free.take(at, size)
         self.say(INFO, f"cma: Reserved {asked >> 20} MiB at 0x{at:016x}")
         self.ranges.append(BootRange(CMA_PART, at, at + size))
         return True
-
-    def _alloc_cma(self, size: int, align: int) -> int:
-        """[mm/cma.c:cma_alloc_mem]: upwards from 4 GiB where RAM reaches so far, else downwards."""
-        at = 0
-        if not self.memory.bottom_up and self.end >= _4G + size:
-            at = self.free.find(size, align, _4G, self.end, bottom_up=True)
-        if not at:
-            at = self.free.find(size, align, 0, self.end, bottom_up=self.memory.bottom_up)
-        if at:
-            self.free.take(at, size)
-        return at
 
 
 def _roundup(value: int, unit: int) -> int:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 # The first page is never handed out [memblock_find_in_range_node].
 _LOWEST = 4096
+_4G = 1 << 32
 
 
 class Free:
@@ -26,12 +27,14 @@ class Free:
     """
 
     def __init__(self, free: Ranges, boundaries: Iterable[int] = ()) -> None:
-        cuts = sorted(boundaries)
-        if cuts:
-            self._parts = list(_split(free, cuts))
-        else:
-            self._parts = list(free)
+        self._parts = list(_split(free, sorted(boundaries)))
         self._largest = max((end - start for start, end in self._parts), default=0)
+
+    def copy(self) -> Free:
+        """The same free memory, to be taken from without changing this."""
+        other = Free(Ranges())
+        other._parts, other._largest = self._parts.copy(), self._largest
+        return other
 
     def find(self, size: int, align: int, start: int, end: int, *, bottom_up: bool = False) -> int:
         """The address that the kernel would choose in [start, end); 0 where it finds none.
@@ -57,6 +60,16 @@ class Free:
             if at >= max(low, start):
                 return at
         return 0
+
+    def find_cma(self, size: int, align: int, limit: int, *, bottom_up: bool = False) -> int:
+        """Where a CMA area goes: upwards from 4 GiB where RAM reaches so far, else downwards.
+
+        ``limit`` is the end of RAM. [mm/cma.c:cma_alloc_mem]
+        """
+        at = 0
+        if not bottom_up and limit >= _4G + size:
+            at = self.find(size, align, _4G, limit, bottom_up=True)
+        return at or self.find(size, align, 0, limit, bottom_up=bottom_up)
 
     def take(self, start: int, size: int) -> None:
         """Make [start, start + size) no longer free; it was found by :meth:`find`."""
