@@ -21,8 +21,11 @@ from crashlend.sizes import mib
 
 if TYPE_CHECKING:
     import argparse
+    from collections.abc import Sequence
 
     from crashlend.facts import Facts
+    from crashlend.formats.cmdline import CrashCmdline
+    from crashlend.formats.cmdline_words import Reasoned
     from crashlend.plan import Plan
 
 
@@ -68,13 +71,15 @@ def _silent(_message: str) -> None:
 
 
 def show_plan(plan: Plan, facts: Facts, *, verbose: bool = False) -> None:
-    """Print the plan for people: costs first, then memory, then what is special."""
+    """Print the plan for people: costs first, then memory, words, then what is special."""
     print_rows(cost_rows(plan))
     print()
     lines = draw_memory(
         memory_layers(known_ram(facts), plan.lent, plan.reservation), unicode=can_show("█")
     )
     print("\n".join(lines))
+    if plan.cmdline is not None:
+        print("\n" + "\n".join(cmdline_lines(plan.cmdline)) + "\n")
     notes = list(plan.notes)
     if plan.incomplete:
         label = "a coarse plan" if not facts.iomem else "not planned to the byte"
@@ -86,6 +91,25 @@ def show_plan(plan: Plan, facts: Facts, *, verbose: bool = False) -> None:
     if verbose:
         _show_details(plan)
         _show_bus_masters(plan, facts)
+
+
+def cmdline_lines(cmdline: CrashCmdline) -> list[str]:
+    """The crash kernel's command line, and what became of production's words, by reason."""
+    length = len(cmdline.encode())
+    out = [f"the crash kernel's command line ({length} bytes, {cmdline.limit_bytes} at most)"]
+    out.append(f"  {printable(cmdline.line)}")
+    kept, dropped = len(cmdline.kept), len(cmdline.dropped)
+    out.append(f"of production's {kept + dropped} words {kept} are kept, {dropped} dropped")
+    out += _by_reason(cmdline.dropped)
+    return [*out, "added", *_by_reason(cmdline.added)]
+
+
+def _by_reason(words: Sequence[Reasoned]) -> list[str]:
+    """Each reason once, behind the words that it is for."""
+    found: dict[str, list[str]] = {}
+    for word, reason in words:
+        found.setdefault(reason, []).append(printable(word))
+    return [f"  {' '.join(same)}: {reason}" for reason, same in found.items()]
 
 
 def cost_rows(plan: Plan) -> list[tuple[str, str]]:
@@ -165,12 +189,5 @@ def _show_details(plan: Plan) -> None:
         for h in plan.layout.program_headers:
             kind = {1: "LOAD", 4: "NOTE"}[h.type]
             print(f"  {h.phys:#014x} - {h.end:#014x}  {kind} at {h.virt:#x}")
-    if plan.cmdline is not None:
-        print("\nthe crash kernel's command line")
-        print(f"  {printable(plan.cmdline.line)}")
-        for word, reason in plan.cmdline.dropped:
-            print(f"  dropped {printable(repr(word))}: {reason}")
-        for word, reason in plan.cmdline.added:
-            print(f"  added {printable(repr(word))}: {reason}")
     for passed in plan.offer.passed_over:
         print(f"memory block {passed.index} is passed over: {passed.reason}")

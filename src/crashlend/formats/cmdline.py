@@ -2,146 +2,45 @@
 """Kernel command lines: split as the kernel splits them, and the crash kernel's from production's.
 
 Words that crashlend does not know are kept byte for byte, in their order. Which are dropped and
-which are added, and why, are the two tables below. Among the words kept on purpose: ``console=``
-and ``earlyprintk=`` (else nobody sees why a capture failed) and every IOMMU word (in-flight DMA
-still uses the translations; switching them off turns its addresses into physical ones).
+which are added, and why, are the two tables of cmdline_words.py.
 
 Text is UTF-8 with ``surrogateescape``, so that any bytes survive; lengths are in bytes.
 """
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, AnyStr, NamedTuple, Optional, Union
+from typing import TYPE_CHECKING, AnyStr, Optional, Union
 
 from crashlend.errors import CrashlendError, UsageError
+from crashlend.formats.cmdline_words import ADDED, DROPPED, NEEDED, Drop, Reasoned
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
 # The bzImage header's cmdline_size of every current x86 kernel: without the NUL at the end.
 USUAL_LIMIT = 2047
 
 # isspace() of the kernel, which reads Latin-1: 0xa0 ends a word too [lib/ctype.c]
 _SPACES = b"\t\n\v\f\r \xa0"
-
-
-class Reasoned(NamedTuple):
-    """A word of a command line and why it was dropped or added, for people."""
-
-    word: str
-    reason: str
-
-
-class Drop(NamedTuple):
-    """One row of the table of dropped words.
-
-    ``name`` is the parameter with "_" for "-"; one that ends in "." stands for all that begin so.
-    ``memory`` marks words that change which memory the crash kernel has or tears away. The plan
-    decides that alone, so such a word is not taken from the settings either.
-    """
-
-    name: str
-    reason: str
-    memory: bool = False
-
-
-_MAP = "the crash kernel's memory map comes from crashlend"
-_ZONE = "the crash kernel needs all of its memory for any use"
-_HUGE = "huge pages would take the crash kernel's memory"
-_CMA = "a CMA area would take the crash kernel's memory"
-_CPUS = "names CPUs that the crash kernel does not start"
-_ROOT = "the crash kernel runs from its initramfs and mounts the target by itself"
-_HUNGRY = "takes memory that the capture needs"
-_STRICT = "a warning must not end the capture"
-
-DROPPED: tuple[Drop, ...] = (
-    Drop("crashkernel", "the crash kernel prepares for no further crash", memory=True),
-    Drop("mem", _MAP, memory=True),
-    Drop("memmap", _MAP, memory=True),
-    Drop("highmem", _MAP, memory=True),
-    Drop("add_efi_memmap", _MAP, memory=True),
-    Drop("efi_fake_mem", _MAP, memory=True),
-    Drop("memblock", "only prints, and slows the crash kernel's start"),
-    Drop("memtest", "would test all memory again, and slowly"),
-    Drop("reserve_mem", "reserves memory for production's own use", memory=True),
-    Drop("movable_node", _ZONE, memory=True),
-    Drop("kernelcore", _ZONE, memory=True),
-    Drop("movablecore", _ZONE, memory=True),
-    Drop("memhp_default_state", "memory that is found later is production's", memory=True),
-    Drop("memory_hotplug.", "memory that is found later is production's", memory=True),
-    Drop("hugepages", _HUGE),
-    Drop("hugepagesz", _HUGE),
-    Drop("default_hugepagesz", _HUGE),
-    Drop("hugetlb_cma", _HUGE),
-    Drop("hugetlb_cma_only", _HUGE),
-    Drop("sysctl.vm.", "tuned for production's memory, huge pages among it"),
-    Drop("sysctl.vm/", "tuned for production's memory, huge pages among it"),
-    Drop("swiotlb", "bounce buffers are sized for production's memory"),
-    Drop("cma", _CMA),
-    Drop("cma_pernuma", _CMA),
-    Drop("numa_cma", _CMA),
-    Drop("kho", "kexec handover is for a planned kexec", memory=True),
-    Drop("kho_scratch", "kexec handover is for a planned kexec", memory=True),
-    Drop("liveupdate", "kexec handover is for a planned kexec"),
-    Drop("elfcorehdr", "described another crash", memory=True),
-    Drop("kaslr", "the kernel must stay where it is entered", memory=True),
-    Drop("nr_cpus", "crashlend sets the number of CPUs"),
-    Drop("maxcpus", "crashlend sets the number of CPUs"),
-    Drop("possible_cpus", "crashlend sets the number of CPUs"),
-    Drop("disable_cpu_apicid", "named the boot CPU of another kexec"),
-    Drop("isolcpus", _CPUS),
-    Drop("nohz_full", _CPUS),
-    Drop("rcu_nocbs", _CPUS),
-    Drop("irqaffinity", _CPUS),
-    Drop("kthread_cpus", _CPUS),
-    Drop("BOOT_IMAGE", "names production's image to production's boot loader"),
-    Drop("initrd", "names production's image to production's boot loader"),
-    Drop("initrdmem", "names production's image to production's boot loader"),
-    Drop("noinitrd", _ROOT),
-    Drop("root", _ROOT),
-    Drop("rootflags", _ROOT),
-    Drop("rootfstype", _ROOT),
-    Drop("rootdelay", _ROOT),
-    Drop("rootwait", _ROOT),
-    Drop("ro", _ROOT),
-    Drop("rw", _ROOT),
-    Drop("resume", "must not look for a hibernated system"),
-    Drop("resume_offset", "must not look for a hibernated system"),
-    Drop("init", "the initramfs has the init that captures"),
-    Drop("rdinit", "the initramfs has the init that captures"),
-    Drop("panic", "crashlend sets what follows a failed capture"),
-    Drop("panic_on_warn", _STRICT),
-    Drop("softlockup_panic", _STRICT),
-    Drop("hung_task_panic", _STRICT),
-    Drop("log_buf_len", _HUNGRY),
-    Drop("trace_buf_size", _HUNGRY),
-    Drop("trace_event", _HUNGRY),
-    Drop("ftrace", _HUNGRY),
-    Drop("page_owner", _HUNGRY),
-    Drop("slub_debug", _HUNGRY),
-    Drop("slab_debug", _HUNGRY),
-    Drop("debug_pagealloc", _HUNGRY),
-    Drop("retain_initrd", _HUNGRY),
-)
-
-ADDED: tuple[Reasoned, ...] = (
-    Reasoned("nokaslr", "keeps the kernel where it is entered"),
-    Reasoned("acpi_no_memhotplug", "keeps production's DIMMs out of the crash kernel's memory"),
-    Reasoned("reset_devices", "drivers must expect devices that nobody shut down"),
-    Reasoned("nr_cpus=1", "each further CPU takes memory, and the others may be stuck"),
-    Reasoned("irqpoll", "interrupts may arrive where the crashed kernel had put them"),
-    Reasoned("panic=10", "a crash kernel that fails must reset, not hang"),
-)
+# what may follow "crashkernel=": no space, no quote
+_VALUE = re.compile(r"[0-9A-Za-z,:@.-]+")
 
 
 @dataclass(frozen=True)
 class CrashCmdline:
-    """The crash kernel's command line, and what became of production's words."""
+    """The crash kernel's command line, and what became of production's words.
+
+    ``kept`` and ``dropped`` together are production's words, each in production's order.
+    ``limit_bytes`` is how long the line may be for its image.
+    """
 
     line: str
+    kept: tuple[str, ...]
     dropped: tuple[Reasoned, ...]
     added: tuple[Reasoned, ...]
+    limit_bytes: int
 
     def encode(self) -> bytes:
         """The line as the kernel gets it, without a NUL."""
@@ -186,7 +85,7 @@ def crash_cmdline(
     (``elfcorehdr=0x...``), each alone or with its reason; ``append`` the settings' extra words.
     Both replace what production says under the same name, and what :data:`ADDED` would.
     ``keep_all`` is for a line that somebody wrote for a crash kernel: only words that would change
-    its memory are dropped then, and nothing is added that it says already.
+    its memory are dropped then, and only what a crash kernel needs and the line lacks is added.
     ``limit`` is the image's cmdline_size in bytes.
 
     The order is: kept, always added, ``add``, ``append``; without words for init.
@@ -209,7 +108,7 @@ def crash_cmdline(
     always = {parameter_name(word) for word, _ in ADDED}
     words = split(text)
     for index, word in enumerate(words):
-        if _unquoted_name(word) == "--":
+        if _ends_words(word):
             if keep_all:
                 init = words[index:]
             else:
@@ -222,13 +121,56 @@ def crash_cmdline(
             dropped.append(Reasoned(word, reason))
 
     present = set_there | {parameter_name(word) for word in kept}
-    added = [a for a in ADDED if parameter_name(a.word) not in present] + own + extra
+    usual = NEEDED if keep_all else ADDED
+    added = [a for a in usual if parameter_name(a.word) not in present] + own + extra
     # An open quote swallows all that follows, so that word (it can only be the last) stays last.
     closed = [word for word in kept if not _is_open(word)]
     opened = [word for word in kept if _is_open(word)]
     line = " ".join([*closed, *(a.word for a in added), *opened, *init])
     _check_length(line, limit, kept)
-    return CrashCmdline(line, tuple(dropped), tuple(added))
+    return CrashCmdline(line, (*kept, *init), tuple(dropped), tuple(added), limit)
+
+
+def with_crashkernel(line: bytes, main: str, cma: str) -> bytes:
+    """Production's line with these ``crashkernel=`` words in place of those that it has.
+
+    ``main`` is what protects memory ("100M"; "256M,high 64M,low" for two words), ``cma`` the size
+    to share ("1G"); either may be empty. The shared part comes first: a kernel before 6.17 takes
+    its word for a plain one, and the last plain one wins (get_last_crashkernel() in
+    kernel/crash_core.c, now kernel/crash_reserve.c). Every other word, and the spaces between them,
+    stay byte for byte.
+
+    A word is replaced wherever it has "crashkernel=" in it, also inside quotes and behind "--",
+    because the kernel looks for it there. The new words stand where the first of those was, else at
+    the line's end, but before "--" and before a quote that is never closed.
+
+    Raises UsageError for a value that could not be one.
+    """
+    values = [*([f"{cma},cma"] if cma else []), *filter(None, main.split(" "))]
+    for value in values:
+        if not _VALUE.fullmatch(value):
+            raise UsageError("crashkernel", f"{value!r} is no value of it", hint="write 100M")
+    new = b" ".join(b"crashkernel=" + value.encode("ascii") for value in values)
+    line = line.split(b"\0", 1)[0]
+    out = bytearray()
+    copied = 0
+    place: Optional[int] = None  # in out
+    for start, end in _spans(line):
+        word = line[start:end]
+        if b"crashkernel=" not in word:
+            text = _decode(word)
+            if place is None and (_ends_words(text) or _is_open(text)):
+                out += line[copied:start]
+                place, copied = len(out), start
+            continue
+        out += line[copied:start]
+        if place is None:
+            place = len(out)
+        else:
+            del out[-1:]  # the space before it
+        copied = end
+    out += line[copied:]
+    return _insert(bytes(out), len(out) if place is None else place, new)
 
 
 def _reason_to_drop(word: str, set_here: set[str], keep_all: bool) -> Optional[str]:
@@ -245,8 +187,10 @@ def _row(word: str) -> Optional[Drop]:
     if "crashkernel=" in word:
         return DROPPED[0]
     name = parameter_name(word)
+    if name.startswith("sysctl"):
+        name = name.replace("/", ".")
     for row in DROPPED:
-        if name == row.name or (row.name[-1] in "./" and name.startswith(row.name)):
+        if name == row.name or (row.name[-1] in "._" and name.startswith(row.name)):
             return row
     return None
 
@@ -262,7 +206,7 @@ def _check_append(word: str) -> None:
             f"{word!r} would change the crash kernel's memory ({row.reason})",
             hint="remove the word; crashlend gives the crash kernel the memory of the plan",
         )
-    if _unquoted_name(word) == "--":
+    if _ends_words(word):
         raise UsageError("append", "'--' ends the kernel's words", hint="remove it")
 
 
@@ -272,6 +216,11 @@ def _unquoted_name(word: str) -> str:
     if at >= 0:
         return word[:at].removeprefix('"')
     return word[1:].removesuffix('"') if word.startswith('"') else word
+
+
+def _ends_words(word: str) -> bool:
+    """Whether what follows is for init [kernel/params.c:parse_args]."""
+    return "=" not in word and _unquoted_name(word) == "--"
 
 
 def _is_open(word: str) -> bool:
@@ -294,13 +243,17 @@ def _check_length(line: str, limit: int, kept: Sequence[str]) -> None:
 
 def _split_bytes(line: bytes) -> list[bytes]:
     line = line.split(b"\0", 1)[0]
-    words: list[bytes] = []
+    return [line[start:end] for start, end in _spans(line)]
+
+
+def _spans(line: bytes) -> Iterator[tuple[int, int]]:
+    """Where each word of a line without a NUL begins and ends."""
     start: Optional[int] = None
     quoted = False
     for at, byte in enumerate(line):
         if byte in _SPACES and not quoted:
             if start is not None:
-                words.append(line[start:at])
+                yield start, at
             start = None
             continue
         if start is None:
@@ -308,8 +261,19 @@ def _split_bytes(line: bytes) -> list[bytes]:
         if byte == 0x22:
             quoted = not quoted
     if start is not None:
-        words.append(line[start:])
-    return words
+        yield start, len(line)
+
+
+def _insert(line: bytes, at: int, words: bytes) -> bytes:
+    """``words`` put into the line at an offset, set off by spaces where it lacks them."""
+    before, after = line[:at], line[at:]
+    if not words:
+        return before + (after[1:] if before[-1:].strip(_SPACES) == b"" else after)
+    if before and before[-1] not in _SPACES:
+        words = b" " + words
+    if after and after[0] not in _SPACES:
+        words += b" "
+    return before + words + after
 
 
 def _encode(text: str) -> bytes:
