@@ -14,9 +14,9 @@ from crashlend.cli import soak as verb
 from crashlend.cli.main import main
 from crashlend.errors import CrashlendError
 from crashlend.lab import soak as lab
-from crashlend.lab.bench import Records
 from crashlend.lab.kernels import Kernel
 from crashlend.lab.qemu import LostVmError, Report
+from crashlend.lab.records import Records
 from crashlend.lab.soak import FLAWED, LOST, PASSED, UNCRASHED, VOID, Soak, latest, missing
 from crashlend.lab.soak_cases import KERNELS, SoakCase, draw
 from crashlend.lab.soak_report import counts, json_text, markdown, soak_data
@@ -281,7 +281,7 @@ def test_the_command_writes_both_documents_and_goes_on(
     fake = Lab({1: lambda spec: outcome(spec, *NO_DUMP)})
     monkeypatch.setattr(lab, "Soak", lambda *args: replace(Soak(*args), run=fake))
     monkeypatch.setattr("crashlend.lab.kernels.fetch", lambda name, say: KERNEL)
-    monkeypatch.setattr("crashlend.lab.bench.machine_facts", lambda: MACHINE)
+    monkeypatch.setattr("crashlend.lab.records.machine_facts", lambda: MACHINE)
     (tmp_path / "why.json").write_text('{"s/1": "known"}')
     words = ["lab", "soak", "--seed", "s", "-o", str(tmp_path / "out"), "--trials"]
     assert main([*words, "1"]) == 0

@@ -42,9 +42,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run what is missing, then print, and write, all of it."""
-    from crashlend.lab.bench import KERNELS, Bench, Options, Records, bench_data
+    from crashlend.lab.bench import KERNELS, Bench, Options, bench_data
     from crashlend.lab.bench_report import markdown, quoted
     from crashlend.lab.kernels import fetch
+    from crashlend.lab.records import Records
 
     options = Options.quick(args.keep) if args.quick else Options(keep=args.keep)
     kernels = [fetch(name, progress) for name in args.kernel or KERNELS]

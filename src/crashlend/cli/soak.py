@@ -68,8 +68,8 @@ def _only(text: str) -> tuple[str, int]:
 
 def run(args: argparse.Namespace) -> int:
     """Run what is missing, then write, and print, the results of the whole seed."""
-    from crashlend.lab.bench import Records, machine_facts
     from crashlend.lab.kernels import fetch
+    from crashlend.lab.records import Records, machine_facts
     from crashlend.lab.soak import PASSED, RESULTS, Soak, latest, missing
     from crashlend.lab.soak_cases import draw
     from crashlend.lab.soak_report import counts, json_text, markdown, soak_data

@@ -10,24 +10,22 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import subprocess
 from dataclasses import asdict, dataclass, field, replace
-from importlib.resources import as_file, files
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Callable
 
 from crashlend.errors import CrashlendError
 from crashlend.lab import bench_times
 from crashlend.lab.captures import build_capture_for
 from crashlend.lab.packages import silent
-from crashlend.lab.qemu import LostVmError, find_qemu
+from crashlend.lab.qemu import LostVmError
+from crashlend.lab.records import Records, machine_facts, source_hash
 from crashlend.lab.search import Probe, Quest, evaluate, next_size
 from crashlend.lab.spec import Spec
 from crashlend.lab.trial import production_words, run_trial
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Mapping
+    from pathlib import Path
 
     from crashlend.lab.kernels import Kernel
     from crashlend.lab.packages import Say
@@ -83,36 +81,6 @@ class Options:
     def quick(cls, keep: Path | None) -> Options:
         """One look each, for a first impression."""
         return cls(confirm=1, exact_rounds=1, rounds=2, lend_rounds=1, keep=keep)
-
-
-class Records:
-    """Results so far, one JSON object per line; only those whose stamp is asked for count."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.lines: list[dict[str, Any]] = []
-        path.parent.mkdir(parents=True, exist_ok=True)
-        text = path.read_text() if path.exists() else ""
-        for line in text.splitlines():
-            try:
-                self.lines.append(json.loads(line))
-            except ValueError:
-                continue  # cut off when the run was
-        if text and not text.endswith("\n"):
-            with path.open("a") as file:
-                file.write("\n")  # the next result must not join what was cut off
-
-    def of(self, stamp: str) -> list[dict[str, Any]]:
-        """What was found under this stamp, in order."""
-        return [line for line in self.lines if line.get("stamp") == stamp]
-
-    def add(self, stamp: str, result: dict[str, Any]) -> None:
-        """Keep a result; it is on the disk when this returns."""
-        self.lines.append({"stamp": stamp, **result})
-        with self.path.open("a") as file:
-            file.write(json.dumps(self.lines[-1]) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
 
 
 @dataclass(frozen=True)
@@ -280,40 +248,6 @@ def reserved_bytes(result: dict[str, Any], booted: dict[str, Any]) -> int:
     """The reservation that the crash kernel was loaded into: what a shrink left, else as booted."""
     after: int | None = result["reservation"]["after_bytes"]
     return after or sum(end - start for start, end in booted.get("crash_ranges", []))
-
-
-def source_hash(*, lab_only: bool) -> str:
-    """A digest of crashlend's sources: of all, or of those that a trial of kexec-tools runs."""
-    digest = hashlib.sha256()
-    with as_file(files("crashlend")) as package:
-        for path in sorted(_sources(package)):
-            name = path.relative_to(package).as_posix()
-            if not lab_only or name.startswith(("lab/", "capture/", "formats/")):
-                digest.update(name.encode() + b"\0" + path.read_bytes())
-    return digest.hexdigest()
-
-
-def _sources(package: Path) -> Iterator[Path]:
-    """Every source but the bench's own, which reads and shows results, and the commands'."""
-    for path in package.rglob("*"):
-        name = path.relative_to(package).as_posix()
-        own = name.startswith(("cli/", "snapshots/", "lab/bench", "lab/search"))
-        if path.is_file() and "__pycache__" not in name and not own:
-            yield path
-
-
-def machine_facts() -> dict[str, Any]:
-    """What the bench ran on, as far as it matters."""
-    done = subprocess.run([find_qemu(), "--version"], capture_output=True, text=True, check=False)
-    defaults = Spec.__dataclass_fields__
-    return {
-        "qemu": (done.stdout.splitlines() or ["unknown"])[0],
-        "accel": defaults["accel"].default,
-        "memory_bytes": defaults["memory_bytes"].default,
-        "cpus": defaults["cpus"].default,
-        "cpu_model": defaults["cpu_model"].default,
-        "host_cpus": os.cpu_count(),
-    }
 
 
 def bench_data(options: Options, kernels: list[dict[str, Any]]) -> dict[str, Any]:

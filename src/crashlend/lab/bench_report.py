@@ -3,10 +3,10 @@
 
 from __future__ import annotations
 
-import re
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
+from crashlend.lab.markdown import renewed, table
 from crashlend.sizes import MIB, mib
 
 if TYPE_CHECKING:
@@ -102,12 +102,7 @@ def sections(data: dict[str, Any]) -> dict[str, str]:
 
 def quoted(document: str, data: dict[str, Any]) -> str:
     """The document with what stands between ``<!-- bench: NAME -->`` and ``<!-- end -->`` renewed."""
-    part = sections(data)
-
-    def renew(match: re.Match[str]) -> str:
-        return f"{match[1]}\n{part[match[2]]}\n{match[3]}"
-
-    return re.sub(r"(<!-- bench: (\w+) -->\n).*?(<!-- end -->)", renew, document, flags=re.DOTALL)
+    return renewed(document, "bench", sections(data))
 
 
 def taken_rows(kernel: dict[str, Any]) -> list[tuple[str, int | None]]:
@@ -156,7 +151,7 @@ def _reservations(kernel: dict[str, Any]) -> str:
         f"Stored: {mib(exact['payload_bytes'])} of kernel and initramfs; required to the page: "
         f"{mib(exact['required_bytes'])}. Lender: {exact['lender']}.{_exceptions(kernel)}\n"
     )
-    return f"### Linux {kernel['release']} ({kernel['version']})\n\n{_table(head, rows)}\n{words}"
+    return f"### Linux {kernel['release']} ({kernel['version']})\n\n{table(head, rows)}\n{words}"
 
 
 def _confirmed(kernel: dict[str, Any], key: str) -> str:
@@ -206,7 +201,7 @@ def _loads(kernels: Sequence[dict[str, Any]]) -> str:
     for kernel in kernels:
         head += [kernel["name"], "of `kexec -c`"]
     versions = ", ".join(f"{k['name']}: {k['times']['kexec_tools']}" for k in kernels)
-    return f"{_table(head, rows)}\nMedian (least to most). {versions}.\n"
+    return f"{table(head, rows)}\nMedian (least to most). {versions}.\n"
 
 
 def _lending(kernels: Sequence[dict[str, Any]]) -> str:
@@ -240,7 +235,7 @@ def _lending(kernels: Sequence[dict[str, Any]]) -> str:
         f"{_share(_moving(k, 'full'), _moving(k, 'idle'))} of the idle time."
         for k in kernels
     ]
-    return f"{_table(head, rows)}\n" + "\n".join(words) + "\n"
+    return f"{table(head, rows)}\n" + "\n".join(words) + "\n"
 
 
 def _full(memory: dict[str, int]) -> str:
@@ -303,8 +298,3 @@ def _spread(values: Sequence[float], unit: str) -> str:
     if len({f"{value:.{digits}f}" for value in values}) == 1:
         return middle
     return f"{middle} ({min(values):.{digits}f} to {max(values):.{digits}f})"
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)

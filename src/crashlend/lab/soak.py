@@ -16,9 +16,10 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Callable
 
 from crashlend.errors import CrashlendError
-from crashlend.lab.bench import Records, source_hash
+from crashlend.lab.digest import figures, void
 from crashlend.lab.packages import silent
 from crashlend.lab.qemu import LostVmError
+from crashlend.lab.records import Records, source_hash, time_left
 from crashlend.lab.spec import Check
 from crashlend.lab.trial import run_trial
 
@@ -102,11 +103,14 @@ class Soak:
             try:
                 outcome = self.run(spec, keep=where, say=self.say, given_up=self._given_up)
             except CrashlendError as error:
-                result = void(error)
+                result = {"verdict": VOID, **void(error)}
                 if not isinstance(error, LostVmError):
                     break
             except Exception as error:  # a defect of the lab's must not end the other trials
-                result = void(CrashlendError("the lab itself failed", repr(error)))
+                result = {
+                    "verdict": VOID,
+                    **void(CrashlendError("the lab itself failed", repr(error))),
+                }
                 where.mkdir(parents=True, exist_ok=True)
                 (where / "traceback.txt").write_text(traceback.format_exc())
                 break
@@ -168,23 +172,11 @@ def digest(case: SoakCase, outcome: Outcome) -> dict[str, Any]:
     whys = [f"{check.name}: {check.detail}" for check in failed]
     if verdict == LOST and told:
         whys.insert(0, str(told))
-    result = outcome.to_json()
-    working = outcome.report.find("working")
     return {
         "verdict": verdict,
         "why": "; ".join(whys)[:2000],
-        "checks": f"{sum(c.ok for c in outcome.checks)} of {len(outcome.checks)}",
-        "release": outcome.spec.kernel.release,
-        "timed_out": outcome.report.timed_out,
-        "used_lender": result["lender"],
-        "used_syscall": result["syscall"],
-        "lent_bytes": result["lent"]["bytes"],
-        "reserved_bytes": result["reservation"]["after_bytes"],
-        "mem_total_bytes": result["crash_kernel"]["mem_total_bytes"],
-        "peak_used_bytes": result["crash_kernel"]["peak_used_bytes"],
-        "vmcore_bytes": result["vmcore"]["bytes"],
-        "panic_to_saved_seconds": result["seconds"]["panic_to_saved"],
-        "memory_at_crash": working.get("memory"),
+        **figures(outcome),
+        "memory_at_crash": outcome.report.find("working").get("memory"),
     }
 
 
@@ -207,18 +199,11 @@ def as_drawn(case: SoakCase, outcome: Outcome) -> list[Check]:
     return [Check("lender and system call are as drawn", used == drawn, f"{used}, drawn {drawn}")]
 
 
-def void(error: CrashlendError) -> dict[str, Any]:
-    """A result that says nothing of the product."""
-    lost = isinstance(error, LostVmError)
-    return {"verdict": VOID, "why": str(error), "machine_lost": lost}
-
-
 def progress_line(result: Mapping[str, Any], done: int, of: int, elapsed: float) -> str:
     """One finished trial and how long the others will take, as these did on average."""
-    left = elapsed / done * (of - done)
     guest = f"{result['kernel']}, {result['source']}, {result['load']} {result['load_when']}"
     return (
         f"{done}/{of}  {WORDS[result['verdict']]}  {result['seed']}/{result['index']}: "
         f"{guest.strip()}, {result['crash']}; {result['seconds']:.0f} s; "
-        + (f"{left / 60:.0f} min left" if of > done else "the last one")
+        f"{time_left(done, of, elapsed)}"
     )

@@ -7,6 +7,7 @@ import json
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
+from crashlend.lab.markdown import number_first, table
 from crashlend.lab.soak import FLAWED, LOST, PASSED, UNCRASHED, VOID, again
 from crashlend.sizes import GIB, mib
 
@@ -145,17 +146,11 @@ KINDS: dict[str, Callable[[Result], str]] = {
 def _by_kind(results: Sequence[Result]) -> str:
     rows = []
     for kind, of in KINDS.items():
-        for value in sorted({of(result) for result in results}, key=_number_first):
+        for value in sorted({of(result) for result in results}, key=number_first):
             found = counts(r for r in results if of(r) == value)
             rows.append([kind, value, *(found[key] for key in ("crashes", "saved", "lost"))])
             kind = ""
-    return _table(["kind", "", "crashes", "dumps saved", "dumps lost"], rows)
-
-
-def _number_first(text: str) -> list[tuple[int, int, str]]:
-    """So that 6.12 comes after 6.1, and cpu10 after cpu9."""
-    words = "".join(c if c.isdecimal() else f" {c} " for c in text).split()
-    return [(0, int(word), "") if word.isdecimal() else (1, 0, word) for word in words]
+    return table(["kind", "", "crashes", "dumps saved", "dumps lost"], rows)
 
 
 def _odd(results: Sequence[Result], explained: Mapping[str, str]) -> str:
@@ -177,7 +172,7 @@ def _odd(results: Sequence[Result], explained: Mapping[str, str]) -> str:
         return "Nothing: every dump was saved, and every check held.\n"
     repeat = again({"seed": "SEED", "index": "INDEX"})
     head = ["trial", "guest", "verdict", "what was seen", "explanation"]
-    return f"Each can be seen again: `{repeat}`.\n\n{_table(head, rows)}"
+    return f"Each can be seen again: `{repeat}`.\n\n{table(head, rows)}"
 
 
 def guest(result: Result) -> str:
@@ -188,11 +183,4 @@ def guest(result: Result) -> str:
         f"{result['nodes']}, {result['firmware']} {result['machine']}, {result['source']} "
         f"{mib(result['lend_bytes'])}, {result['cmdline']}, {result['reserve']}, "
         f"{result['placement']}, {' '.join(load)}, {result['crash']}"
-    )
-
-
-def _table(head: Sequence[object], rows: Iterable[Sequence[object]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "".join(
-        "| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |\n" for line in lines
     )

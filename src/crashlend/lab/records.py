@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Results that long runs leave: a line of JSON each, on the disk before the next is looked at.
+
+And what they are results of: the sources that ran, and the machine.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import os
+import subprocess
+from importlib.resources import as_file, files
+from typing import TYPE_CHECKING, Any
+
+from crashlend.lab.qemu import find_qemu
+from crashlend.lab.spec import Spec
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+
+class Records:
+    """Results so far, one JSON object per line; only those whose stamp is asked for count."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.lines: list[dict[str, Any]] = []
+        path.parent.mkdir(parents=True, exist_ok=True)
+        text = path.read_text() if path.exists() else ""
+        for line in text.splitlines():
+            try:
+                self.lines.append(json.loads(line))
+            except ValueError:
+                continue  # cut off when the run was
+        if text and not text.endswith("\n"):
+            with path.open("a") as file:
+                file.write("\n")  # the next result must not join what was cut off
+
+    def of(self, stamp: str) -> list[dict[str, Any]]:
+        """What was found under this stamp, in order."""
+        return [line for line in self.lines if line.get("stamp") == stamp]
+
+    def add(self, stamp: str, result: dict[str, Any]) -> None:
+        """Keep a result; it is on the disk when this returns."""
+        self.lines.append({"stamp": stamp, **result})
+        with self.path.open("a") as file:
+            file.write(json.dumps(self.lines[-1]) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def source_hash(*, lab_only: bool) -> str:
+    """A digest of crashlend's sources: of all, or of those that a trial of kexec-tools runs."""
+    digest = hashlib.sha256()
+    with as_file(files("crashlend")) as package:
+        for path in sorted(_sources(package)):
+            name = path.relative_to(package).as_posix()
+            if not lab_only or name.startswith(("lab/", "capture/", "formats/")):
+                digest.update(name.encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()
+
+
+def _sources(package: Path) -> Iterator[Path]:
+    """Every source but what asks for results and shows them: the bench's, the matrix's, the commands'."""
+    for path in package.rglob("*"):
+        name = path.relative_to(package).as_posix()
+        own = name.startswith(("cli/", "snapshots/", "lab/bench", "lab/search", "lab/matrix/"))
+        if path.is_file() and "__pycache__" not in name and not own:
+            yield path
+
+
+def machine_facts() -> dict[str, Any]:
+    """What the bench ran on, as far as it matters."""
+    done = subprocess.run([find_qemu(), "--version"], capture_output=True, text=True, check=False)
+    defaults = Spec.__dataclass_fields__
+    return {
+        "qemu": (done.stdout.splitlines() or ["unknown"])[0],
+        "accel": defaults["accel"].default,
+        "memory_bytes": defaults["memory_bytes"].default,
+        "cpus": defaults["cpus"].default,
+        "cpu_model": defaults["cpu_model"].default,
+        "host_cpus": os.cpu_count(),
+    }
+
+
+@functools.lru_cache(maxsize=1)
+def product_commit() -> str:
+    """The last commit that changed what runs on hosts; empty where there is no git.
+
+    All of crashlend but lab/ and cli/: a commit to a test, a document or the lab keeps a result
+    valid. A "+" follows where that part of the tree has changes that are not in a commit.
+    """
+    own = ["--", ".", ":(exclude)lab", ":(exclude)cli"]
+    with as_file(files("crashlend")) as package:
+        try:
+            last = _git(package, "log", "-1", "--format=%h", "--abbrev=10", *own)
+            changed = _git(package, "status", "--porcelain", *own)
+        except (OSError, subprocess.SubprocessError):
+            return ""
+    return last + ("+" if last and changed else "")
+
+
+def _git(directory: Path, *words: str) -> str:
+    done = subprocess.run(
+        ["git", *words], cwd=directory, capture_output=True, text=True, check=True, timeout=60
+    )
+    return done.stdout.strip()
+
+
+def time_left(done: int, of: int, elapsed_seconds: float) -> str:
+    """How long the others will take, as long as these did on average."""
+    if done >= of:
+        return "the last one"
+    return f"{elapsed_seconds / done * (of - done) / 60:.0f} min left"
