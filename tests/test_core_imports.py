@@ -18,10 +18,14 @@ PROGRAM = """\
 import importlib, json, pkgutil, sys
 sys.path.insert(0, sys.argv[1])
 import crashlend
-names = [m.name for m in pkgutil.walk_packages(crashlend.__path__, "crashlend.")
-         if m.name.split(".")[1] not in ("lab", "__main__")]
-for name in names:
-    importlib.import_module(name)
+def walk(package):  # walk_packages() imports every package, the lab's, too
+    for m in pkgutil.iter_modules(package.__path__, package.__name__ + "."):
+        if m.name.split(".")[1] not in ("lab", "__main__"):
+            yield m.name
+            module = importlib.import_module(m.name)
+            if m.ispkg:
+                yield from walk(module)
+names = list(walk(crashlend))
 known = getattr(sys, "stdlib_module_names", None)
 foreign = sorted({m.split(".")[0] for m in sys.modules} - set(known or ()) - {"crashlend"}
                  - {"__main__", "__mp_main__"}) if known else []
