@@ -56,7 +56,7 @@ check: .venv/.dev ## linters and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	@if command -v shellcheck >/dev/null; then \
-	  shellcheck -S warning -s dash tools/*.sh .ci/run src/crashlend/capture/init.sh; fi
+	  shellcheck -S warning -s dash tools/*.sh .ci/run src/crashlend/capture/init.sh src/crashlend/lab/guestfiles/observe; fi
 
 bare: ## check and test in a minimal Debian 12 (debootstrap; needs root)
 	sh tools/bare.sh

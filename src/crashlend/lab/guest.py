@@ -233,8 +233,7 @@ def build_boot_initramfs(
         CrashlendError: the kernel cannot read such disks, or a package is missing.
 
     """
-    suite = Suite(userland_suite(kernel), say)
-    deb = suite.download(["busybox-static"])[0]
+    deb = busybox_package(kernel, say)
     init = _INIT
     for mark, value in (("@ROOT@", root_label), ("@LAB@", lab_label), ("@INIT@", LAB_INIT)):
         init = init.replace(mark, value)
@@ -243,16 +242,26 @@ def build_boot_initramfs(
     with locked(cache_directory() / "roots" / "lock", say):
         if path.exists():
             return path
-        with tempfile.TemporaryDirectory(prefix=".new-", dir=path.parent) as scratch:
-            (Path(scratch) / "bin").mkdir()
-            unpack(deb, Path(scratch))
-            found = [p for p in Path(scratch).glob("**/bin/busybox") if p.is_file()]
-            if not found:
-                raise CrashlendError("cannot build the boot initramfs", f"no busybox in {deb.name}")
-            members = _initramfs_members(kernel, found[0].read_bytes(), init, DISK_MODULES[disk])
+        members = _initramfs_members(kernel, read_busybox(deb), init, DISK_MODULES[disk])
         # level 1: the guest unpacks it the same, the build is faster
         write_atomically(path, gzip.compress(newc.build(members), 1, mtime=0))
     return path
+
+
+def busybox_package(kernel: Kernel, say: Say = silent) -> Path:
+    """The package with the static busybox that goes with a kernel, fetched."""
+    return Suite(userland_suite(kernel), say).download(["busybox-static"])[0]
+
+
+def read_busybox(deb: Path) -> bytes:
+    """The program busybox out of its package; CrashlendError when there is none."""
+    with tempfile.TemporaryDirectory(prefix="crashlend-busybox-") as scratch:
+        (Path(scratch) / "bin").mkdir()
+        unpack(deb, Path(scratch))
+        found = [p for p in Path(scratch).glob("**/bin/busybox") if p.is_file()]
+        if not found:
+            raise CrashlendError("cannot build the boot initramfs", f"no busybox in {deb.name}")
+        return found[0].read_bytes()
 
 
 def modules_in_order(dependencies: str, builtin: str, wanted: Sequence[str]) -> list[str]:
