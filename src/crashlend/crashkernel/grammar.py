@@ -52,7 +52,7 @@ def memparse(data: bytes) -> tuple[int, bytes]:
     wraps at 64 bits without a word. A lone letter is a valid 0. The rest equals ``data`` when there
     was no number. Linux up to 7.1. [lib/cmdline.c:memparse, lib/kstrtox.c:simple_strtoull]
     """
-    value, at = _strtoull(data)
+    value, at = _number(data, saturate=False)
     power = _power(data, at)
     return (value << 10 * power) & _U64_MAX, data[at + (power > 0) :]
 
@@ -60,10 +60,10 @@ def memparse(data: bytes) -> tuple[int, bytes]:
 def memparse_saturating(data: bytes) -> tuple[int, bytes]:
     """The same as Linux 7.2 and later do it.
 
-    A letter that takes the value past 64 bits makes it ULLONG_MAX, and a letter without a digit
-    before it is not consumed. The digits alone still wrap. [lib/cmdline.c:memparse]
+    What does not fit into 64 bits becomes ULLONG_MAX, and a letter without a digit before it is not
+    consumed. [lib/cmdline.c:memparse, lib/kstrtox.c:_parse_integer_limit]
     """
-    value, at = _strtoull(data)
+    value, at = _number(data, saturate=True)
     power = _power(data, at) if at else 0
     return min(value << 10 * power, _U64_MAX), data[at + (power > 0) :]
 
@@ -73,8 +73,8 @@ def _power(data: bytes, at: int) -> int:
     return b"KMGTPE".find(data[at : at + 1].upper()) + 1 if at < len(data) else 0
 
 
-def _strtoull(data: bytes) -> tuple[int, int]:
-    """The number at the start, modulo 2^64, and how many bytes it took."""
+def _number(data: bytes, *, saturate: bool) -> tuple[int, int]:
+    """The number at the start, made to fit into 64 bits, and how many bytes it took."""
     base, at = 10, 0
     if data[:1] == b"0":
         base = 8
@@ -83,7 +83,8 @@ def _strtoull(data: bytes) -> tuple[int, int]:
     value = 0
     # int() would do for the digits but for its limit of 4300, and for underscores and signs.
     while (digit := _digit(data, at)) < base:
-        value = (value * base + digit) & _U64_MAX
+        value = value * base + digit
+        value = min(value, _U64_MAX) if saturate else value & _U64_MAX
         at += 1
     return value, at
 
