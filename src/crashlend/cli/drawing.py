@@ -45,15 +45,15 @@ def draw_memory(layers: Sequence[Layer], *, unicode: bool, max_lines: int = MAX_
         everything |= layer.ranges
     if not everything:
         return []
-    populated = everything.align_outwards(GIB).size
     cell = 1 << 24
-    while populated // (cell * COLUMNS) > max_lines:
+    touched = everything.align_outwards(cell * COLUMNS)
+    while touched.size // (cell * COLUMNS) > max_lines:
         cell *= 2
+        touched = touched.align_outwards(cell * COLUMNS)
     lines = []
-    for start in range(0, everything[-1].end, cell * COLUMNS):
+    starts = (start for part in touched for start in range(part.start, part.end, cell * COLUMNS))
+    for start in starts:
         stretch = Ranges([(start, start + cell * COLUMNS)])
-        if not everything & stretch:
-            continue
         cells = [" "] * COLUMNS
         for layer in layers:
             for part in layer.ranges & stretch:

@@ -26,6 +26,7 @@ VERBS = (
     "reload",
     "status",
     "snapshot",
+    "predict",
     "initramfs",
     "config",
     "tour",

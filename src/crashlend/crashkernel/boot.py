@@ -85,13 +85,15 @@ class Prediction:
     """What a kernel makes of a command line.
 
     ``ranges`` come in the order in which the kernel reserved them. ``messages`` are all lines that
-    it writes about them, those of reading the words included. ``modelled`` False: the kernel reads
-    the words as ``request`` says, but where this architecture's code places them is not known here.
+    it writes about them, those of reading the words included. ``ram_bytes`` is all RAM. ``modelled``
+    False: the kernel reads the words as ``request`` says, but where this architecture's code places
+    them is not known here.
     """
 
     request: Request
     ranges: tuple[BootRange, ...] = ()
     messages: tuple[Message, ...] = ()
+    ram_bytes: int = 0
     modelled: bool = True
 
     @property
@@ -110,6 +112,7 @@ class Prediction:
         return Ranges((r.start, r.end) for r in self.ranges if r.kind != CMA_PART)
 
     def of_kind(self, kind: str) -> tuple[BootRange, ...]:
+        """The ranges of one kind, in the kernel's order."""
         return tuple(r for r in self.ranges if r.kind == kind)
 
 
@@ -127,12 +130,15 @@ def predict(memory: BootMemory, cmdline: bytes, kernel: BootKernel) -> Predictio
         generation=kernel.generation,
     )
     if not request.accepted or placing is None:
-        return Prediction(request, (), request.messages, modelled=placing is not None)
+        return Prediction(
+            request, (), request.messages, memory.ram_bytes, modelled=placing is not None
+        )
     boot = _Boot(memory, kernel, placing, request)
     boot.reserve_main(line)
     if kernel.knows_cma:
         boot.reserve_crashkernel_cma(request.cma_bytes)
-    return Prediction(request, tuple(boot.ranges), (*request.messages, *boot.messages))
+    messages = (*request.messages, *boot.messages)
+    return Prediction(request, tuple(boot.ranges), messages, memory.ram_bytes)
 
 
 class _Boot:

@@ -336,20 +336,21 @@ def map_of_size(memory_bytes: int) -> MemoryMap:
 # --- which kernel ------------------------------------------------------------------------------
 
 
-def kernel_of(facts: Facts) -> tuple[BootKernel, str]:
+def kernel_of(facts: Facts, *, config_cma: Optional[bool] = None) -> tuple[BootKernel, str]:
     """The kernel of a host, and in words what of it was probed and what is by its version.
 
     crash_cma_ranges in sysfs (Linux 6.19) or a line about such a range in the log shows that ",cma"
     is known, whatever the version says; CmaTotal in /proc/meminfo shows CONFIG_CMA. For the rest
-    there is nothing to probe. Raises UsageError for an architecture without a table.
+    there is nothing to probe. ``config_cma``: what to take CONFIG_CMA for in place of that. Raises
+    UsageError for an architecture without a table.
     """
     release = facts.release
     arch = facts.arch or "x86_64"
-    config_cma = not facts.meminfo or "CmaTotal" in facts.meminfo
+    given, how = config_cma is not None, "/proc/meminfo" if facts.meminfo else "assumed"
+    if config_cma is None:
+        config_cma = not facts.meminfo or "CmaTotal" in facts.meminfo
     kernel = kernel_for(release, arch, config_cma=config_cma)
-    words = [f"CONFIG_CMA is {'on' if config_cma else 'off'} (/proc/meminfo)"]
-    if not facts.meminfo:
-        words = ["CONFIG_CMA is taken to be on"]
+    words = [f"CONFIG_CMA is {'on' if config_cma else 'off'} ({'as asked' if given else how})"]
     if facts.cma_ranges is not None:
         if not kernel.knows_cma:
             kernel = kernel_for("6.19", arch, config_cma=config_cma)

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, replace
-from typing import NamedTuple, Optional
+from typing import TYPE_CHECKING, NamedTuple, Optional
 
 from crashlend.crashkernel.grammar import (
     CMA,
@@ -28,6 +28,9 @@ from crashlend.crashkernel.grammar import (
     memparse_saturating,
 )
 from crashlend.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 _M, _G, _T = 1 << 20, 1 << 30, 1 << 40
 
@@ -172,6 +175,11 @@ class BootKernel:
         """Whether the suffix ",cma" is one to this kernel."""
         return CMA in self.generation.suffixes
 
+    @property
+    def carries_cma(self) -> bool:
+        """Whether it makes ranges for ",cma"."""
+        return self.knows_cma and self.generation.reads_cma and self.config_cma
+
 
 def kernel_for(version: str, arch: str = "x86_64", *, config_cma: bool = True) -> BootKernel:
     """The kernel of a version ("6.12", or a release that begins so) on an architecture.
@@ -194,3 +202,56 @@ def kernel_for(version: str, arch: str = "x86_64", *, config_cma: bool = True) -
         if candidate.since <= wanted:
             row = candidate
     return BootKernel(arch, row.generation, row.placing, config_cma=config_cma)
+
+
+class Span(NamedTuple):
+    """The versions of one row, as text; ``first`` "" is from the beginning, ``last`` "" open."""
+
+    first: str
+    last: str
+    kernel: BootKernel
+
+
+def every_kernel(arch: str) -> list[Span]:
+    """One kernel of each generation of an architecture, oldest first, all with CONFIG_CMA.
+
+    Raises UsageError for an architecture without a table.
+    """
+    arch = kernel_for("6.1", arch).arch
+    rows = ROWS[arch]
+    out = []
+    for row, after in zip(rows, (*rows[1:], None)):
+        first = f"{row.since[0]}.{row.since[1]}" if row.since[0] else ""
+        last = _before(after.since) if after else ""
+        out.append(Span(first, last, BootKernel(arch, row.generation, row.placing)))
+    return out
+
+
+def _before(version: tuple[int, int]) -> str:
+    """The last version before this one."""
+    major, minor = version
+    return f"{major}.{minor - 1}" if minor else f"{major - 1}.19"
+
+
+def in_words(spans: Sequence[Span]) -> str:
+    """Versions for people: "up to 6.16", "6.7 to 6.16 and 7.2 or later"; spans in their order."""
+    merged: list[list[str]] = []
+    for span in spans:
+        if merged and span.first and merged[-1][1] == _before(_version(span.first)):
+            merged[-1][1] = span.last
+        else:
+            merged.append([span.first, span.last])
+    out = []
+    for first, last in merged:
+        if first and last:
+            out.append(f"{first} to {last}")
+        elif first:
+            out.append(f"{first} or later")
+        else:
+            out.append(f"up to {last}" if last else "of any version")
+    return " and ".join(out)
+
+
+def _version(text: str) -> tuple[int, int]:
+    major, minor = text.split(".")
+    return int(major), int(minor)

@@ -175,7 +175,7 @@ def parse_crashkernel(
     [kernel/crash_reserve.c:parse_crashkernel]
     """
     line = cmdline.split(b"\0", 1)[0]
-    plain = _lookup(line, system_ram_bytes, None, generation)
+    plain = read_word(line, system_ram_bytes, None, generation)
     messages = plain.messages
     high, low_bytes = False, None
 
@@ -184,7 +184,7 @@ def parse_crashkernel(
     absent = not plain.found
     failed = absent or not plain.valid or not plain.size
     if {"absent": absent, "failure": failed}.get(generation.high_after, False):
-        plain = _lookup(line, system_ram_bytes, HIGH, generation)
+        plain = read_word(line, system_ram_bytes, HIGH, generation)
         messages += plain.messages
         if not (plain.found and plain.valid and plain.size):
             return Request(accepted=False, messages=messages)
@@ -196,7 +196,7 @@ def parse_crashkernel(
         high, low_bytes = True, low.size
 
     # The kernel ignores whether the ",cma" word was valid; what it had read until then stays.
-    cma = _lookup(line, system_ram_bytes, CMA, generation) if generation.reads_cma else Lookup()
+    cma = read_word(line, system_ram_bytes, CMA, generation) if generation.reads_cma else Lookup()
     messages += cma.messages
     if not (plain.found and plain.valid and plain.size):
         return Request(accepted=False, messages=messages)
@@ -218,7 +218,7 @@ def low_request(line: bytes, generation: Generation, default_low_bytes: int) -> 
 
     Where the generation reads it late, a bad one counts as none. ``line`` has no NUL.
     """
-    low = _lookup(line, 0, LOW, generation)
+    low = read_word(line, 0, LOW, generation)
     if not low.found or (generation.low_late and not low.valid):
         return low._replace(size=default_low_bytes)
     return low
@@ -232,7 +232,7 @@ def lent_request(cmdline: bytes) -> int:
     a 6.17 kernel gives nothing at all for ``,cma`` without a valid main word, this function still
     tells its size. ``cmdline`` is as for :func:`parse_crashkernel`.
     """
-    return _lookup(cmdline.split(b"\0", 1)[0], 0, CMA, LINUX_6_17).size
+    return read_word(cmdline.split(b"\0", 1)[0], 0, CMA, LINUX_6_17).size
 
 
 class Lookup(NamedTuple):
@@ -249,17 +249,18 @@ class Lookup(NamedTuple):
         return self._replace(valid=False, messages=(*self.messages, Message(WARN, text)))
 
 
-def _lookup(
+def read_word(
     line: bytes, system_ram_bytes: int, suffix: Optional[bytes], generation: Generation
 ) -> Lookup:
     """Find and read the last word of one kind (``suffix`` None: plain or ranges).
 
+    ``line`` has no NUL. A suffix that the generation does not know is never found.
     [kernel/crash_reserve.c:__parse_crashkernel, get_last_crashkernel]
     """
     if suffix is not None and suffix not in generation.suffixes:
         return Lookup()
     last = None
-    for token in _tokens(line):
+    for token in tokens(line):
         if suffix is None:
             wanted = not token.endswith(generation.suffixes)
         else:
@@ -276,7 +277,7 @@ def _lookup(
     return _parse_simple(value, generation)
 
 
-def _tokens(line: bytes) -> Iterator[bytes]:
+def tokens(line: bytes) -> Iterator[bytes]:
     """Every place where the name begins, up to the next space. They may overlap."""
     at = line.find(_NAME)
     while at >= 0:
