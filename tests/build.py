@@ -118,16 +118,22 @@ def kcore(ram: Iterable[tuple[int, int]], page_offset: int, memory: bytes = SECR
     return start + b"".join(headers) + memory * 100
 
 
-def zoneinfo(zones: Iterable[tuple[int, str, int, int]]) -> bytes:
-    """``/proc/zoneinfo`` of (node, name, start_pfn, pages)."""
+def zoneinfo(
+    zones: Iterable[tuple[int, str, int, int]], cma: Sequence[tuple[int, int]] = ()
+) -> bytes:
+    """``/proc/zoneinfo`` of (node, name, start_pfn, pages); ``cma`` is CMA, in bytes."""
     return b"".join(
         b"Node %d, zone %8s\n"
         b"  pages free     %d\n        boost    0\n        min      11\n"
-        b"        spanned  %d\n        present  %d\n        managed  %d\n        cma      0\n"
+        b"        spanned  %d\n        present  %d\n        managed  %d\n        cma      %d\n"
         b"        protection: (0, 2973, 3915, 3915, 3915)\n      nr_free_pages 11\n"
         b"  pagesets\n    cpu: 0\n              count: 1\n  node_unreclaimable:  0\n"
         b"  start_pfn:           %d\n"
-        % (node, name.encode(), pages // 2, pages, pages, pages, start)
+        % (
+            *(node, name.encode(), pages // 2, pages, pages, pages),
+            sum(max(0, min(e // PAGE, start + pages) - max(s // PAGE, start)) for s, e in cma),
+            start,
+        )
         for node, name, start, pages in zones
     )
 
@@ -233,7 +239,8 @@ def host(
                 (0, "DMA32", 0x1000, 0xBEFE0),
                 (0, "Normal", 0x100000, 0x40000),
                 *((0, "Movable", i * BLOCK // PAGE, BLOCK // PAGE) for i in movable),
-            ]
+            ],
+            cma_ranges or (),
         ),
         "/proc/kcore": kcore(ram, page_offset),
         "/dev/kmsg": kmsg(*log),

@@ -10,7 +10,10 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from crashlend.changes import Changes, find_changes
+from crashlend.crashkernel.grammar import lent_request
 from crashlend.lenders import spoiled
+from crashlend.lenders.activation import activation
+from crashlend.lenders.asked import find_in_request
 from crashlend.quiesce import DEFAULT, candidates, is_reachable, parse_quiesce
 from crashlend.ranges import Ranges
 
@@ -25,7 +28,7 @@ NOW = "run crashlend reload now"
 def find_problems(facts: Facts, state: dict[str, Any]) -> list[str]:
     """What the state file says and the host no longer bears out; most urgent first."""
     loaded = state.get("loaded") or {}
-    problems = [*_of_blocks(facts, state), *_of_zones(facts, loaded)]
+    problems = [*_of_blocks(facts, state), *_of_zones(facts, loaded), *_of_cma(facts, loaded)]
     problems += [*_of_host(facts, loaded), *_of_devices(facts, loaded)]
     problems += _changed(facts, state, told="".join(problems))
     if loaded.get("step") == "loading":
@@ -34,7 +37,7 @@ def find_problems(facts: Facts, state: dict[str, Any]) -> list[str]:
         problems.append(f"the crash kernel was lost: {loaded.get('reason')}; run crashlend load")
     elif loaded and facts.crash_loaded is False:
         problems.append("the crash kernel that crashlend loaded is gone; run crashlend load")
-    return problems
+    return [*problems, *_of_request(facts, loaded)]
 
 
 def changes_of(facts: Facts, state: dict[str, Any]) -> Changes:
@@ -81,6 +84,29 @@ def _of_zones(facts: Facts, loaded: dict[str, Any]) -> Iterator[str]:
                 f"memory block {index} holds lent memory and does not lie in ZONE_MOVABLE any more: "
                 f"it may hold kernel data or be gone; {NOW}"
             )
+
+
+def _of_cma(facts: Facts, loaded: dict[str, Any]) -> Iterator[str]:
+    """What the loaded image was given of ranges that are not CMA any more."""
+    lent = Ranges(tuple(r) for r in loaded.get("lent", []) if facts.crash_loaded)
+    lost = activation(facts).lost & lent
+    if lost:
+        yield (
+            f"lent memory ({', '.join(map(str, lost))}) is not CMA any more and may hold kernel data; "
+            f"{NOW}"
+        )
+
+
+def _of_request(facts: Facts, loaded: dict[str, Any]) -> Iterator[str]:
+    """What the kernel made of the ``,cma`` word.
+
+    Not that it is too little where other memory was lent in its place.
+    """
+    lent = Ranges(tuple(r) for r in loaded.get("lent", []) if facts.crash_loaded)
+    enough = lent.size >= lent_request(facts.cmdline_bytes)
+    for finding in find_in_request(facts):
+        if not finding.harmless and not (finding.less and enough):
+            yield str(finding)
 
 
 def _of_host(facts: Facts, loaded: dict[str, Any]) -> Iterator[str]:

@@ -23,6 +23,8 @@ CENSUS = "/proc/crashlend-census.json"
 CLEAN_RUNS = "/proc/crashlend-clean-runs.json"
 # ... and what lent memory held, with or without a census of all the rest.
 LENT_PAGES = "/proc/crashlend-lent-pages.json"
+# ... and what showed whether the pages of the kernel's ,cma ranges are CMA.
+CMA_EVIDENCE = "/proc/crashlend-cma-evidence.json"
 # No file read here is larger; a truncated one is said to be so by its parser.
 MAX_BYTES = 64 * 1024 * 1024
 # What tarfile and the decompressors below it raise for damaged archives.

@@ -18,6 +18,7 @@ from crashlend.formats.bzimage import BzImage
 from crashlend.formats.cmdline import USUAL_LIMIT, CrashCmdline, crash_cmdline
 from crashlend.jsonable import to_json
 from crashlend.lenders import Offer
+from crashlend.lenders.asked import find_in_request
 from crashlend.lenders.combined import make_offer
 from crashlend.quiesce import Quiesce, parse_quiesce, plan_quiesce, quiesce_notes
 from crashlend.ranges import Ranges, align_up
@@ -138,6 +139,7 @@ def make_plan(
         load_variables=variables,
         notes=(
             *offer.notes,
+            *map(str, find_in_request(facts)),
             *_doubts(facts, lent),
             *quiesce_notes(facts, wish, quiesce, lent.size),
         ),

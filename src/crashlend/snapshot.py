@@ -14,7 +14,14 @@ import tarfile
 from typing import TYPE_CHECKING
 
 from crashlend.facts import Facts, read_facts
-from crashlend.hostfiles import CENSUS, CLEAN_RUNS, LENT_PAGES, MANIFEST, MAX_BYTES
+from crashlend.hostfiles import (
+    CENSUS,
+    CLEAN_RUNS,
+    CMA_EVIDENCE,
+    LENT_PAGES,
+    MANIFEST,
+    MAX_BYTES,
+)
 from crashlend.jsonable import to_json
 
 if TYPE_CHECKING:
@@ -22,7 +29,8 @@ if TYPE_CHECKING:
 
 
 KERNEL_LOG = "/dev/kmsg"
-PAGE_FLAGS = "/proc/kpageflags"
+# what was made of them is recorded in their place
+NOT_KEPT = ("/proc/kpageflags", "/proc/pagetypeinfo", "/sys/kernel/btf/vmlinux")
 # who has a graphics card open: how many is all that facts look for
 CLIENTS = re.compile(r"/sys/kernel/debug/dri/[^/]+/clients")
 # all that facts look for in the log; the rest of it is nobody's business elsewhere
@@ -30,6 +38,7 @@ LOG_WORDS = (
     b"Linux version",  # its first line: without it the log counts as cut
     b"cma: Reserved",
     b"crashkernel CMA",
+    b"CMA area crashkernel could not be activated",
     b"Memory Encryption Features",
 )
 
@@ -51,7 +60,8 @@ class Recorder:
         except OSError as error:
             self.unreadable[path] = error.strerror or str(error)
             raise
-        self.found[path] = data
+        if not offset:  # beyond the headers of /proc/kcore lies the kernel's memory
+            self.found[path] = data
         return data
 
     def names(self, path: str) -> list[str]:
@@ -75,13 +85,16 @@ def take_snapshot(files: HostFiles, *, census: bool = False) -> tuple[bytes, Fac
     """
     recorder = Recorder(files)
     facts = read_facts(recorder, census=census)
-    recorder.found.pop(PAGE_FLAGS, None)
+    for path in NOT_KEPT:
+        recorder.found.pop(path, None)
     if facts.block_census:
         recorder.found[CENSUS] = json.dumps(to_json(facts.block_census)).encode()
     if facts.clean_runs is not None:
         recorder.found[CLEAN_RUNS] = json.dumps(to_json(facts.clean_runs)).encode()
     if facts.lent_pages is not None:
         recorder.found[LENT_PAGES] = json.dumps(to_json(facts.lent_pages)).encode()
+    if facts.cma_evidence is not None:
+        recorder.found[CMA_EVIDENCE] = json.dumps(to_json(facts.cma_evidence)).encode()
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w:gz", compresslevel=9) as archive:
         if KERNEL_LOG in recorder.found:

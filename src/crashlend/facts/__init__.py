@@ -8,6 +8,7 @@ it is never taken for zero. Addresses and sizes are bytes, ranges half-open.
 from __future__ import annotations
 
 from crashlend.facts.data import (
+    CmaEvidence,
     CrashNote,
     EndlessWriter,
     Facts,
@@ -26,6 +27,7 @@ from crashlend.facts.read import read_facts
 
 __all__ = (
     "STATE_PATH",
+    "CmaEvidence",
     "CrashNote",
     "EndlessWriter",
     "Facts",

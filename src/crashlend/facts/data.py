@@ -142,6 +142,26 @@ class LentPages:
 
 
 @dataclass(frozen=True)
+class CmaEvidence:
+    """What shows whether the pages of the kernel's ``,cma`` ranges are CMA (lenders/activation.py).
+
+    ``marked`` are the parts of them whose pageblocks the kernel itself marks as CMA; None where the
+    marks can't be read, ``why_not`` says why. ``area_pages`` is what the only area of that name has
+    by sysfs, None where there is none or several; ``sysfs``: whether /sys/kernel/mm/cma is there.
+    ``failures``: how many of the areas the log says could not be activated; ``log_whole``: whether
+    the log goes back to the boot. ``remembered``: an earlier run has seen the marks on all of it.
+    """
+
+    marked: Optional[tuple[tuple[int, int], ...]] = None
+    why_not: str = ""
+    area_pages: Optional[int] = None
+    sysfs: bool = False
+    failures: int = 0
+    log_whole: bool = False
+    remembered: bool = False
+
+
+@dataclass(frozen=True)
 class Facts:
     """All that is known of one host; see the module for what absence means.
 
@@ -151,7 +171,8 @@ class Facts:
     ``lent_blocks`` those of them that are lent, ``lent_zone`` what the loaded image was given of a
     ZONE_MOVABLE that crashlend did not make, ``lent_now`` all that it was given. ``clean_runs`` is
     what may be lent of that zone, None without a census. ``lent_pages`` is None where the pages of
-    lent memory could not be looked at. ``serial_port`` is the I/O port of production's serial
+    lent memory could not be looked at, ``cma_evidence`` where there are no ``cma_ranges``.
+    ``serial_port`` is the I/O port of production's serial
     console (8250), ``reset_register`` ACPI's, as (I/O port, value).
     """
 
@@ -199,6 +220,7 @@ class Facts:
     watchdogs: tuple[Watchdog, ...] = ()
     lent_now: tuple[tuple[int, int], ...] = ()
     lent_pages: Optional[LentPages] = None
+    cma_evidence: Optional[CmaEvidence] = None
     missing: dict[str, str] = field(default_factory=dict)
 
     @property

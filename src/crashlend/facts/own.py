@@ -22,6 +22,8 @@ class OwnRecord:
 
     ``lent`` is all memory that the loaded image was given.
     ``rounds_gib_outwards`` is what an earlier load has shown of the kernel; None: nothing yet.
+    ``cma_ranges`` are the kernel's ``,cma`` ranges as a load has seen them, ``cma_active`` those of
+    them whose pages were seen to be CMA.
     """
 
     blocks: tuple[int, ...] = ()
@@ -29,6 +31,8 @@ class OwnRecord:
     lent_zone: Pairs = ()
     lent: Pairs = ()
     rounds_gib_outwards: Optional[bool] = None
+    cma_ranges: Pairs = ()
+    cma_active: Pairs = ()
 
 
 def own_record(reader: Reader) -> OwnRecord:
@@ -44,6 +48,8 @@ def _parse(data: bytes) -> OwnRecord:
     loaded, learned = value.get("loaded"), value.get("learned")
     given = loaded if isinstance(loaded, dict) else {}
     zone, lent = given.get("zone", []), given.get("lent", [])
+    seen = value.get("cma")
+    cma = seen if isinstance(seen, dict) else {}
     rounds = learned.get("rounds_gib_outwards") if isinstance(learned, dict) else None
     known = {int(index): block for index, block in blocks.items() if isinstance(block, dict)}
     return OwnRecord(
@@ -53,4 +59,6 @@ def _parse(data: bytes) -> OwnRecord:
         from_json(Pairs, zone),
         from_json(Pairs, lent),
         rounds if isinstance(rounds, bool) else None,
+        from_json(Pairs, cma.get("ranges", [])),
+        from_json(Pairs, cma.get("active", [])),
     )

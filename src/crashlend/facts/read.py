@@ -7,6 +7,7 @@ import re
 from typing import TYPE_CHECKING, Optional
 
 from crashlend.errors import CrashlendError
+from crashlend.facts.cma import cma_evidence, cma_ranges
 from crashlend.facts.data import (
     CrashNote,
     Facts,
@@ -64,7 +65,7 @@ def read_facts(files: HostFiles, *, census: bool = False) -> Facts:
     cpu_flags = _cpu_flags(reader)
     functions = pci_functions(reader)
     own = own_record(reader)
-    cma_ranges = _cma_ranges(reader, release, meminfo)
+    made = cma_ranges(reader, meminfo, own)
     looked = page_census(
         reader,
         iomem,
@@ -114,7 +115,7 @@ def read_facts(files: HostFiles, *, census: bool = False) -> Facts:
         boot_params=reader.raw("/sys/kernel/boot_params/data", optional=True).hex(),
         crash_size_bytes=reader.decimal("/sys/kernel/kexec_crash_size"),
         crash_loaded=reader.flag("/sys/kernel/kexec_crash_loaded"),
-        cma_ranges=cma_ranges,
+        cma_ranges=made,
         lockdown=_lockdown(reader),
         kexec_load_disabled=reader.flag("/proc/sys/kernel/kexec_load_disabled"),
         # absent in Linux 6.1, there in 6.12: how many more crash images may be loaded; -1: any number
@@ -138,7 +139,8 @@ def read_facts(files: HostFiles, *, census: bool = False) -> Facts:
         endless_writers=endless_writers(reader, functions),
         watchdogs=watchdogs(reader),
         lent_now=own.lent,
-        lent_pages=lent_pages(reader, blocks, block_bytes, own, cma_ranges),
+        lent_pages=lent_pages(reader, blocks, block_bytes, own, made),
+        cma_evidence=cma_evidence(reader, made or (), own),
         missing=dict(sorted(reader.missing.items())),
     )
 
@@ -280,23 +282,6 @@ def _rsdp(reader: Reader) -> Optional[int]:
     if reader.files.exists("/sys/firmware/efi"):
         reader.missing["/sys/firmware/efi/systab"] = NO_RSDP
     return None
-
-
-def _cma_ranges(
-    reader: Reader, release: str, meminfo: dict[str, int]
-) -> Optional[tuple[tuple[int, int], ...]]:
-    """What the kernel made of ``,cma``: () nothing, None it can't be known to do such a thing.
-
-    The file exists since Linux 6.19 (commit 37a0a436c843, "kdump: expose crash_cma_ranges").
-    6.17 and 6.18 only log it (commits ab475510e042, bf8be1c36108): there CmaTotal says whether
-    to look.
-    """
-    for path in ("/sys/kernel/kexec/crash_cma_ranges", "/sys/kernel/kexec_crash_cma_ranges"):
-        if reader.files.exists(path):
-            return reader.parsed(path, procfs.parse_crash_cma_ranges, ())
-    if not meminfo.get("CmaTotal"):
-        return None
-    return reader.parsed("/dev/kmsg", procfs.parse_dmesg_cma, None, optional=True) or None
 
 
 def _lockdown(reader: Reader) -> Optional[str]:

@@ -5,8 +5,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from crashlend.crashkernel.grammar import lent_request
 from crashlend.errors import RefusedError
 from crashlend.lenders import Offer, spoiled
+from crashlend.lenders.activation import UNPROVEN, activation
+from crashlend.lenders.asked import lost_words
 from crashlend.lenders.census import KINDS
 from crashlend.ranges import Ranges
 from crashlend.sizes import mib
@@ -25,19 +28,20 @@ def offer_cma(facts: Facts, asked_bytes: int, lendable: Ranges, *, whole: bool =
     """Take the kernel's ranges as they are, without units that have a page that must not be lent.
 
     ``whole``: nothing can be left out, because the kernel hands them over by itself.
-    RefusedError when they are not CMA any more: a range that crosses into another zone fails to
-    activate and goes back to ordinary use, but stays listed (mm/cma.c, Linux 6.17 to 7.3).
+    What is not CMA any more (activation.py) is not lent; RefusedError when that is all of it.
     """
     ranges = Ranges(facts.cma_ranges or ())
     notes = []
-    if ranges.size > facts.meminfo.get("CmaTotal", 0):
-        raise RefusedError(
-            "the kernel's crashkernel CMA ranges must not be lent",
-            f"it lists {mib(ranges.size)} but has only "
-            f"{mib(facts.meminfo.get('CmaTotal', 0))} of CMA: their pages are in ordinary use",
-            hint="dmesg says 'could not be activated'; drop kernelcore=/movablecore= or use "
-            "--lender movable",
-        )
+    state = activation(facts)
+    if state.lost and (whole or state.lost == ranges):
+        why, remedy = lost_words(facts)
+        raise RefusedError("the kernel's crashkernel CMA ranges must not be lent", why, hint=remedy)
+    if state.lost:
+        notes.append(f"a part of the kernel's ,cma ranges is not lent: {state.words(facts)}")
+        ranges -= state.lost
+    if state.unproven:
+        why_not = facts.cma_evidence.why_not if facts.cma_evidence else "not looked at"
+        notes.append(UNPROVEN.format(why_not))
     if facts.lent_pages is None and facts.meminfo.get("HardwareCorrupted", 0):
         raise RefusedError(
             "the kernel's crashkernel CMA ranges must not be lent",
@@ -78,6 +82,6 @@ def offer_cma(facts: Facts, asked_bytes: int, lendable: Ranges, *, whole: bool =
             f"{mib(made.size - ranges.size)} of the kernel's ranges are left out: they hold pages "
             f"that must not be lent ({kinds})"
         )
-    if 0 < made.size < asked_bytes:
+    if 0 < made.size < asked_bytes != lent_request(facts.cmdline_bytes):  # else asked.py says it
         notes.append(f"the kernel made {mib(made.size)} of the {mib(asked_bytes)} asked for")
     return Offer("cma", asked_bytes, held=ranges, foreseen=ranges, notes=tuple(notes))

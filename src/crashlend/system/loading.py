@@ -137,6 +137,7 @@ class _Run:
     ) -> Loaded:
         settings, state, say = self.settings, self.state, self.say
         plan = check(facts, settings, files.payload)
+        state.see_cma(facts)
         begin = self.clock()
         pages = plan.offer.needs_census
         if plan.offer.wanted or pages:

@@ -2,12 +2,13 @@
 """What crashlend did to this host, recorded before it is done, and the lock around it.
 
 /run/crashlend/state.json: {"schema": 1, "blocks": {INDEX: {"step", "zone"}},
-"loaded": {...} or null, "learned": {NAME: true or false}}. A block's step is "taking" from before it
+"loaded": {...} or null, "learned": {NAME: true or false}, "cma": {"ranges", "active"}}. A block's step is "taking" from before it
 goes offline until it is known to be movable, "lent" then, and "returning" from before it goes offline
 for its way back; "spoiled" is movable by our doing, but holds pages that must not be lent and can't be
 emptied now. What is loaded is "loading" from before the kernel is asked until all is decided
 ("previous" is the image that it drops for this one), then "loaded", or "lost" where the kernel dropped
-the old image and there is no other.
+the old image and there is no other. "cma" has the kernel's ,cma ranges, which Linux 6.17 and 6.18 tell
+in their log alone, and those of them whose pages were seen to be CMA.
 /run is emptied by a reboot, exactly as what it describes is.
 """
 
@@ -23,9 +24,12 @@ from typing import TYPE_CHECKING, Any
 from crashlend import records
 from crashlend.errors import CrashlendError
 from crashlend.facts import STATE_PATH
+from crashlend.ranges import Ranges
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
+
+    from crashlend.facts import Facts
 
 TAKING, LENT, RETURNING, SPOILED = "taking", "lent", "returning", "spoiled"
 STEPS = (TAKING, LENT, RETURNING, SPOILED)
@@ -40,6 +44,7 @@ class State:
         self.blocks: dict[int, dict[str, Any]] = {}
         self.loaded: dict[str, Any] | None = None
         self.learned: dict[str, bool] = {}
+        self.cma: dict[str, list[list[int]]] = {}
         try:
             value = json.loads(path.read_bytes())
             self.blocks = {int(k): dict(v) for k, v in value["blocks"].items()}
@@ -48,6 +53,7 @@ class State:
             if why_not:
                 raise ValueError(why_not)
             self.learned = dict(value.get("learned", {}))
+            self.cma = dict(value.get("cma", {}))
             for block in self.blocks.values():
                 if block["step"] not in STEPS:
                     raise ValueError(f"step {block['step']!r}")
@@ -83,12 +89,23 @@ class State:
             self.learned[name] = known
             self.write()
 
+    def see_cma(self, facts: Facts) -> None:
+        """Record the kernel's ``,cma`` ranges: its log may lose them, and they stay till it ends."""
+        seen = facts.cma_evidence
+        marked = Ranges(seen.marked or ()) if seen is not None else Ranges()
+        made = [list(pair) for pair in facts.cma_ranges or ()]
+        now = {"ranges": made, "active": marked.to_json()}
+        if now["ranges"] and now != self.cma:
+            self.cma = now
+            self.write()
+
     def write(self) -> None:
         value = {
             "schema": 1,
             "blocks": {str(index): block for index, block in sorted(self.blocks.items())},
             "loaded": self.loaded,
             "learned": self.learned,
+            **({"cma": self.cma} if self.cma else {}),
         }
         # the lock allows one writer: always the same name, so that killed ones leave no heap of files
         temporary = self.path.with_name(f".{self.path.name}.new")

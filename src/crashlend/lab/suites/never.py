@@ -60,12 +60,13 @@ def told(what, fact):
 """
 
 
-def _python(script: str) -> Command:
+def in_guest(script: str) -> Command:
+    """A Python script that the guest runs, with the helpers above."""
     return Command(("-c", COMMON + script), program="python3")
 
 
 # the block that the lender likes best is the one that gets the poison
-POISON_BEFORE = _python("""
+POISON_BEFORE = in_guest("""
 plan = lambda: crashlend("plan", "--census", "--lend", "256M", "--lender", "movable",
                          "--initramfs", "/lab/initramfs")
 best = plan()["offer"]["candidates"][0][0]
@@ -75,14 +76,14 @@ why = {p["index"]: p["reason"] for p in after["offer"]["passed_over"]}
 told("the plan passes block %d over: %s" % (best, why.get(best)), "poisoned" in why.get(best, ""))
 told("the plan's census counts it", after["census"]["sums"]["passed over"].get("poisoned") == 1)
 """)
-NOT_TAKEN = _python("""
+NOT_TAKEN = in_guest("""
 first = poisoned()[0]
 told("the poisoned block is where it was", zone(first // SIZE) != "Movable")
 told("its page was never freed by going offline", flags(first) & 1 << 19)
 told("it is not lent", not inside(first, state()["loaded"]["lent"]))
 told("status has no problem", crashlend("status")["problems"] == [])
 """)
-POISON_LENT = _python("""
+POISON_LENT = in_guest("""
 lent = state()["loaded"]["lent"]
 bad = poison(lent[-1][0])
 answer = crashlend("status")
@@ -93,7 +94,7 @@ told("and says where: %s" % answer["lent"]["unfit"],
      any(start <= bad < end and kinds == ["poisoned"] for start, end, kinds in
          answer["lent"]["unfit"]))
 """)
-DROPPED = _python(
+DROPPED = in_guest(
     """
 bad = poisoned()[-1]
 now = state()
@@ -105,11 +106,11 @@ told("its block is online", read("%s/memory%d/state" % (BASE, bad // SIZE)) == "
 told("status has no problem", crashlend("status")["problems"] == [])
 """.replace("ENOUGH", str(256 * MIB))
 )
-SPOILED = _python("""
+SPOILED = in_guest("""
 block = state()["blocks"][str(poisoned()[-1] // SIZE)]
 told("the record has the block as spoiled: %s" % block, block["step"] == "spoiled")
 """)
-CUT = _python("""
+CUT = in_guest("""
 bad = poisoned()[-1]
 now = state()["loaded"]["lent"]
 told("the page is not lent any more", not inside(bad, now))
@@ -127,20 +128,20 @@ for _ in range(60):
         break
     time.sleep(2)
 """
-IN_BALLOON = _python(
+IN_BALLOON = in_guest(
     BALLOON_UP.replace("LEAST", "2048")
     + """
 told("the balloon has %d pages of lent memory" % got, got >= 2048)
 told("status finds no problem in it", crashlend("status")["problems"] == [])
 """
 )
-BALLOON_LEFT_OUT = _python("""
+BALLOON_LEFT_OUT = in_guest("""
 answer = crashlend("status")
 got = answer["lent"]["pages"].get("offline", 0)
 told("what is lent now has no page of the balloon but those that came since: %d" % got, got <= 512)
 told("memory is lent: %s" % answer["lent"]["ranges"], answer["lent"]["bytes"] >= 64 << 20)
 """)
-BALLOON_AGAIN = _python(
+BALLOON_AGAIN = in_guest(
     BALLOON_UP.replace("LEAST", "1024")
     + """
 told("it has %d pages of lent memory again" % got, got >= 1024)
@@ -160,7 +161,7 @@ sleep 5
 cat /proc/iomem
 grep . /sys/devices/system/memory/memory*/valid_zones
 """
-NOT_VIRTIO_MEM = _python("""
+NOT_VIRTIO_MEM = in_guest("""
 import re
 found = re.findall(r"(\\w+)-(\\w+) : System RAM \\(virtio_mem\\)", open("/proc/iomem").read())
 device = [(int(start, 16), int(end, 16) + 1) for start, end in found]

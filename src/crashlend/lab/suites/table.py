@@ -11,6 +11,7 @@ from crashlend.errors import EXIT_FAILED, EXIT_NOT_LOADED, EXIT_REFUSED
 from crashlend.lab.spec import LOST, REFUSED, Command, Trial
 from crashlend.lab.suites.bytes import BYTES
 from crashlend.lab.suites.change import CHANGE
+from crashlend.lab.suites.conform import CONFORM
 from crashlend.lab.suites.dma import DMA
 from crashlend.lab.suites.exact import EXACT
 from crashlend.lab.suites.faults import FAULTS
@@ -357,4 +358,5 @@ SUITE = (
     *NEVER,
     *CHANGE,
     *FAULTS,
+    *CONFORM,
 )

@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The readers of what the kernel made of ``,cma``: its ranges, and what shows that they are CMA."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Optional
+
+from crashlend.facts.data import CmaEvidence
+from crashlend.facts.pageblocks import cma_parts
+from crashlend.formats import procfs
+from crashlend.hostfiles import CMA_EVIDENCE
+from crashlend.jsonable import from_json
+from crashlend.ranges import Ranges
+
+if TYPE_CHECKING:
+    from crashlend.facts.own import OwnRecord, Pairs
+    from crashlend.facts.reader import Reader
+
+LISTS = ("/sys/kernel/kexec/crash_cma_ranges", "/sys/kernel/kexec_crash_cma_ranges")
+AREAS = "/sys/kernel/mm/cma"
+NAME = "crashkernel"  # of every area that reserve_crashkernel_cma() makes
+FAILED = b"CMA area crashkernel could not be activated"
+
+
+def cma_ranges(reader: Reader, meminfo: dict[str, int], own: OwnRecord) -> Optional[Pairs]:
+    """What the kernel made of ``,cma``: () nothing, None it can't be known to do such a thing.
+
+    The file exists since Linux 6.19 (commit 37a0a436c843, "kdump: expose crash_cma_ranges").
+    6.17 and 6.18 only log it (commits ab475510e042, bf8be1c36108): there CmaTotal says whether
+    to look, and crashlend's own record has the ranges when the log has lost them.
+    """
+    for path in LISTS:
+        if reader.files.exists(path):
+            return reader.parsed(path, procfs.parse_crash_cma_ranges, ())
+    if not meminfo.get("CmaTotal") and not own.cma_ranges:
+        return None
+    logged = reader.parsed("/dev/kmsg", procfs.parse_dmesg_cma, None, optional=True)
+    return logged or own.cma_ranges or None
+
+
+def cma_evidence(reader: Reader, made: Pairs, own: OwnRecord) -> Optional[CmaEvidence]:
+    """What shows whether their pages are CMA; None where there are no ranges.
+
+    The marks take a tenth of a second, and never change after the boot: what a load has seen, it has
+    recorded.
+    """
+    if not made:
+        return None
+    recorded = reader.parsed(
+        CMA_EVIDENCE, lambda data: from_json(CmaEvidence, json.loads(data)), None, optional=True
+    )
+    if recorded is not None:
+        return recorded
+    ranges = Ranges(made)
+    remembered = Ranges(own.cma_active).covers(ranges)
+    marked, why_not = (ranges, "") if remembered else cma_parts(reader, ranges)
+    log = reader.raw("/dev/kmsg", optional=True)
+    pages = reader.parsed(f"{AREAS}/{NAME}/total_pages", int, None, optional=True)
+    return CmaEvidence(
+        marked=None if marked is None else tuple((r.start, r.end) for r in marked),
+        why_not=why_not,
+        area_pages=pages if len(made) == 1 else None,
+        sysfs=reader.files.exists(AREAS),
+        failures=log.count(FAILED),
+        log_whole=b"Linux version" in log,
+        remembered=remembered,
+    )
