@@ -16,10 +16,10 @@ from crashlend.errors import CrashlendError
 from crashlend.lab import soak as lab
 from crashlend.lab.kernels import Kernel
 from crashlend.lab.qemu import LostVmError, Report
-from crashlend.lab.records import Records
+from crashlend.lab.records import Records, json_text
 from crashlend.lab.soak import FLAWED, LOST, PASSED, UNCRASHED, VOID, Soak, latest, missing
 from crashlend.lab.soak_cases import KERNELS, SoakCase, draw
-from crashlend.lab.soak_report import counts, json_text, markdown, soak_data
+from crashlend.lab.soak_report import counts, markdown, soak_data
 from crashlend.lab.spec import Check, Spec
 from crashlend.lab.trial import Outcome
 

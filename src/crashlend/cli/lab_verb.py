@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from crashlend.cli import bench, soak
+from crashlend.cli import bench, matrix, soak
 from crashlend.cli.main import size_argument
 from crashlend.cli.output import print_json, progress
 from crashlend.config import table
@@ -21,10 +21,13 @@ if TYPE_CHECKING:
 # What runs many guests, each in a module of its own: add_arguments(parser), run(args) -> exit code.
 RUNS: dict[str, tuple[Any, str]] = {
     "bench": (bench, "what kexec-tools and crashlend need, side by side"),
+    "matrix": (matrix, "a table of trials: kernels, lenders, firmware; here or on a cluster"),
     "soak": (soak, "random trials from a seed, each of which must go well"),
 }
 # those that boot some of their guests under UEFI
 UEFI_RUNS = ("soak",)
+# those whose guests may run on other machines, and which look for QEMU themselves where they do not
+ELSEWHERE = ("matrix",)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -36,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     demo.add_argument("--keep", type=Path, metavar="DIR", help="keep disks, consoles and dumps")
 
     trial = subs.add_parser("trial", help="one crash, from boot to verified vmcore")
-    _add_trial_flags(trial)
+    add_trial_flags(trial)
 
     for name, (module, words) in RUNS.items():
         module.add_arguments(subs.add_parser(name, help=words))
@@ -46,7 +49,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     kernels.add_argument("--fetch", metavar="NAME", help="fetch and unpack this one")
 
 
-def _add_trial_flags(parser: argparse.ArgumentParser) -> None:
+def add_trial_flags(parser: argparse.ArgumentParser) -> None:
+    """What a trial is told; ``lab matrix`` reads its table by the same words."""
     parser.add_argument(
         "--kernel", default="6.1", metavar="NAME|PATH", help="a name of lab kernels, or a vmlinuz"
     )
@@ -176,7 +180,8 @@ def run(args: argparse.Namespace) -> int:
     from crashlend.lab.firmware import find_ovmf
     from crashlend.lab.qemu import find_qemu
 
-    find_qemu()  # before anything is fetched
+    if args.what not in ELSEWHERE:
+        find_qemu()  # before anything is fetched
     if args.what in UEFI_RUNS or (args.what == "trial" and args.firmware == "uefi"):
         find_ovmf()
     if args.what == "demo":
@@ -202,7 +207,6 @@ def trial_spec(args: argparse.Namespace) -> Spec:
     """The trial that the flags describe; fetches its kernel."""
     from crashlend.lab.crashes import find_crash
     from crashlend.lab.kernels import fetch, from_files
-    from crashlend.lab.qemu import CPU_MODEL
     from crashlend.lab.spec import Spec
 
     find_crash(args.crash)  # before anything is fetched
@@ -211,31 +215,37 @@ def trial_spec(args: argparse.Namespace) -> Spec:
         kernel = from_files(Path(args.kernel), modules)
     else:
         kernel = fetch(args.kernel, progress)
-    return Spec(
-        kernel=kernel,
-        memory_bytes=args.memory,
-        cpus=args.cpus,
-        cmdline=args.cmdline,
-        lender=args.lender,
-        lend_bytes=args.lend,
-        prepare=args.prepare,
-        syscall=args.syscall,
-        placement=args.placement,
-        reserve=args.reserve,
-        crash=args.crash,
-        dump_level=args.dump_level,
-        allow_missing_user_data=args.allow_missing_user_data,
-        dma_quiesce=args.dma_quiesce,
-        late=args.late,
-        accel=args.accel,
-        timeout_seconds=args.timeout,
-        dimms=tuple(args.dimm),
-        disk=args.disk,
-        firmware=args.firmware,
-        machine=args.machine,
-        nodes=args.nodes,
-        cpu_model=args.cpu_model or CPU_MODEL,
-    )
+    return Spec(kernel=kernel, **spec_fields(args))
+
+
+def spec_fields(args: argparse.Namespace) -> dict[str, Any]:
+    """The fields of a Spec that the flags tell, all but its kernel."""
+    from crashlend.lab.qemu import CPU_MODEL
+
+    return {
+        "memory_bytes": args.memory,
+        "cpus": args.cpus,
+        "cmdline": args.cmdline,
+        "lender": args.lender,
+        "lend_bytes": args.lend,
+        "prepare": args.prepare,
+        "syscall": args.syscall,
+        "placement": args.placement,
+        "reserve": args.reserve,
+        "crash": args.crash,
+        "dump_level": args.dump_level,
+        "allow_missing_user_data": args.allow_missing_user_data,
+        "dma_quiesce": args.dma_quiesce,
+        "late": args.late,
+        "accel": args.accel,
+        "timeout_seconds": args.timeout,
+        "dimms": tuple(args.dimm),
+        "disk": args.disk,
+        "firmware": args.firmware,
+        "machine": args.machine,
+        "nodes": args.nodes,
+        "cpu_model": args.cpu_model or CPU_MODEL,
+    }
 
 
 def _kernels(args: argparse.Namespace) -> int:

@@ -69,10 +69,10 @@ def _only(text: str) -> tuple[str, int]:
 def run(args: argparse.Namespace) -> int:
     """Run what is missing, then write, and print, the results of the whole seed."""
     from crashlend.lab.kernels import fetch
-    from crashlend.lab.records import Records, machine_facts
+    from crashlend.lab.records import Records, json_text, machine_facts
     from crashlend.lab.soak import PASSED, RESULTS, Soak, latest, missing
     from crashlend.lab.soak_cases import draw
-    from crashlend.lab.soak_report import counts, json_text, markdown, soak_data
+    from crashlend.lab.soak_report import counts, markdown, soak_data
 
     cases = [draw(*args.only)] if args.only else [draw(args.seed, n) for n in range(args.trials)]
     if args.dry_run:

@@ -75,6 +75,10 @@ class Kernel:
     version: str = ""
 
 
+class NoKernelError(UsageError):
+    """The name is well formed, and Debian offers no such kernel, or no more."""
+
+
 @dataclass(frozen=True)
 class KernelOffer:
     """A kernel that can be fetched, or is here already (``fetched``)."""
@@ -163,17 +167,22 @@ def list_kernels(say: Say = silent) -> list[KernelOffer]:
     return sorted(offers.values(), key=lambda offer: _name_order(offer.name))
 
 
+def is_name(name: str) -> bool:
+    """Whether this is the form of a name that means the same kernel on every machine."""
+    return re.fullmatch(r"\d+\.\d+(-cloud)?", name) is not None
+
+
 def fetch(name: str, say: Say = silent) -> Kernel:
     """Get a kernel by name; fetches and unpacks it unless that build is here.
 
     Raises:
-        UsageError: nothing goes by this name.
+        UsageError: nothing goes by this name; NoKernelError where it is a name.
         CrashlendError: the archive cannot be reached, or a tool is missing.
 
     """
     if name == RUNNING:
         return _running()
-    if not re.fullmatch(r"\d+\.\d+(-cloud)?", name):
+    if not is_name(name):
         raise UsageError(f"no kernel {name!r}", "not a name", hint="see crashlend lab kernels")
     trouble: CrashlendError | None = None
     for suite_name in suites_of(name):
@@ -195,7 +204,7 @@ def fetch(name: str, say: Say = silent) -> Kernel:
     if trouble is not None:
         raise trouble
     where = ", ".join(suites_of(name))
-    raise UsageError(f"no kernel {name!r}", f"not in {where}", hint="see crashlend lab kernels")
+    raise NoKernelError(f"no kernel {name!r}", f"not in {where}", hint="see crashlend lab kernels")
 
 
 def from_files(

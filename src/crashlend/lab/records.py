@@ -18,7 +18,7 @@ from crashlend.lab.qemu import find_qemu
 from crashlend.lab.spec import Spec
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
 
@@ -52,6 +52,7 @@ class Records:
             os.fsync(file.fileno())
 
 
+@functools.lru_cache(maxsize=2)
 def source_hash(*, lab_only: bool) -> str:
     """A digest of crashlend's sources: of all, or of those that a trial of kexec-tools runs."""
     digest = hashlib.sha256()
@@ -72,6 +73,7 @@ def _sources(package: Path) -> Iterator[Path]:
             yield path
 
 
+@functools.lru_cache(maxsize=1)
 def machine_facts() -> dict[str, Any]:
     """What the bench ran on, as far as it matters."""
     done = subprocess.run([find_qemu(), "--version"], capture_output=True, text=True, check=False)
@@ -108,6 +110,13 @@ def _git(directory: Path, *words: str) -> str:
         ["git", *words], cwd=directory, capture_output=True, text=True, check=True, timeout=60
     )
     return done.stdout.strip()
+
+
+def json_text(data: Mapping[str, Any]) -> str:
+    """The data as JSON with one of its results on each line, so that a difference can be read."""
+    head = json.dumps({key: value for key, value in data.items() if key != "results"}, indent=1)
+    rows = ",\n".join("  " + json.dumps(result) for result in data["results"])
+    return head.removesuffix("\n}") + f',\n "results": [\n{rows}\n ]\n}}\n'
 
 
 def time_left(done: int, of: int, elapsed_seconds: float) -> str:

@@ -7,7 +7,6 @@ did not go well leaves all its files in failed/INDEX.
 
 from __future__ import annotations
 
-import shutil
 import threading
 import time
 import traceback
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Callable
 
 from crashlend.errors import CrashlendError
 from crashlend.lab.digest import figures, void
+from crashlend.lab.leftovers import Leftovers
 from crashlend.lab.packages import silent
 from crashlend.lab.qemu import LostVmError
 from crashlend.lab.records import Records, source_hash, time_left
@@ -69,7 +69,8 @@ class Soak:
         """
         cases = tuple(cases)
         # of a run that was killed
-        shutil.rmtree(self.directory / "running", ignore_errors=True)
+        leftovers = Leftovers(self.directory)
+        leftovers.clear()
         tree, began = source_hash(lab_only=False)[:12], self.clock()
         session = 1 + max((line.get("session", 0) for line in records.lines), default=0)
         results: list[dict[str, Any]] = []
@@ -87,19 +88,19 @@ class Soak:
             except BaseException:
                 self.stop.set()
                 pool.shutdown(cancel_futures=True)
-                shutil.rmtree(self.directory / "running", ignore_errors=True)
+                leftovers.clear()
                 raise
-        shutil.rmtree(self.directory / "running", ignore_errors=True)
+        leftovers.clear()
         return results
 
     def one(self, case: SoakCase) -> dict[str, Any]:
         """One trial and its verdict; a lost machine is tried once more."""
-        where = self.directory / "running" / str(case.index)
+        leftovers, name = Leftovers(self.directory), str(case.index)
         spec = case.spec(self.kernels[case.kernel])
         began, tries, result = self.clock(), 0, {}
         while tries < TRIES and not self.stop.is_set():
             tries += 1
-            shutil.rmtree(where, ignore_errors=True)
+            where = leftovers.begin(name)
             try:
                 outcome = self.run(spec, keep=where, say=self.say, given_up=self._given_up)
             except CrashlendError as error:
@@ -120,12 +121,9 @@ class Soak:
         result = {**asdict(case), **result, "tries": tries}
         result["seconds"] = round(self.clock() - began, 1)
         if result.get("verdict") == PASSED:
-            shutil.rmtree(where, ignore_errors=True)
-        elif where.exists() and not self.stop.is_set():
-            kept = self.directory / "failed" / str(case.index)
-            shutil.rmtree(kept, ignore_errors=True)
-            kept.parent.mkdir(parents=True, exist_ok=True)
-            where.rename(kept)
+            leftovers.drop(name)
+        elif not self.stop.is_set():
+            leftovers.keep(name)
         return result
 
     def _given_up(self) -> str:
@@ -135,7 +133,7 @@ class Soak:
         """What went wrong, where its files are, and how to see it again."""
         name = f"{result['seed']}/{result['index']}"
         self.say(f"  {name}: {result['why']}")
-        self.say(f"  all its files: {self.directory / 'failed' / str(result['index'])}")
+        self.say(f"  all its files: {Leftovers(self.directory).failed(str(result['index']))}")
         self.say(f"  again: {again(result)} -o {self.directory}")
 
 

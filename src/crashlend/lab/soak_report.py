@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
@@ -71,13 +70,6 @@ def soak_data(
         "machine": dict(machine),
         "results": sorted(kept, key=lambda result: result["index"]),
     }
-
-
-def json_text(data: Mapping[str, Any]) -> str:
-    """The data as JSON with one trial on each line, so that a difference can be read."""
-    head = json.dumps({key: value for key, value in data.items() if key != "results"}, indent=1)
-    rows = ",\n".join("  " + json.dumps(result) for result in data["results"])
-    return head.removesuffix("\n}") + f',\n "results": [\n{rows}\n ]\n}}\n'
 
 
 def markdown(data: Mapping[str, Any], explained: Mapping[str, str]) -> str:
