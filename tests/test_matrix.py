@@ -356,47 +356,6 @@ def test_an_interrupt_leaves_what_is_finished(tmp_path: Path) -> None:
     assert {NAMES[0], NAMES[1]} <= known
 
 
-@pytest.fixture
-def workers() -> Iterator[Any]:
-    """A Dask cluster of two processes on this machine."""
-    from distributed import LocalCluster
-
-    with LocalCluster(
-        n_workers=2,
-        threads_per_worker=1,
-        processes=True,
-        dashboard_address=None,
-        host="127.0.0.1",
-        silence_logs=50,
-    ) as made:
-        yield made
-
-
-@pytest.mark.filterwarnings("default")  # what Dask's own dependencies warn of
-def test_a_dask_cluster_that_loses_a_worker_and_a_machine(tmp_path: Path, workers: Any) -> None:
-    """Each cell has exactly one verdict where a worker is killed by its pid and one VM is lost."""
-    fates(tmp_path, {NAMES[1]: fake_cells.LOSE_MACHINE, NAMES[4]: fake_cells.AWAIT_KILL})
-    said: list[str] = []
-    # results that a worker has and nobody fetched die with it: the lost machine's must be here first
-    machine_lost = threading.Event()
-    killer = kill_the_waiting(tmp_path, machine_lost)
-
-    def say(words: str) -> None:
-        said.append(words)
-        if "once more" in words:
-            machine_lost.set()
-
-    with cluster(workers.scheduler_address, say) as start:
-        found = go(tmp_path, start, fake_cells.cells(*NAMES), say)
-    killer.join()
-    assert [found[name]["verdict"] for name in NAMES] == [PASSED] * len(NAMES)
-    assert [found[name]["machines_lost"] for name in NAMES] == [0, 1] + [0] * (len(NAMES) - 2)
-    assert fake_cells.begun(tmp_path).count(NAMES[4]) == 2
-    assert said[0] == "2 workers, 2 trials at a time"
-    pids = {line.split(";")[1] for line in (tmp_path / "begun").read_text().splitlines()}
-    assert str(os.getpid()) not in pids
-
-
 @pytest.mark.filterwarnings("default")
 def test_a_cluster_that_does_not_answer_is_an_error_in_words() -> None:
     """Within the time that was given, and never a traceback."""
@@ -574,6 +533,57 @@ def test_a_run_that_was_killed_goes_on(
     assert not (tmp_path / "out/running").exists()
 
 
+@pytest.fixture
+def workers() -> Iterator[Any]:
+    """A Dask cluster of two processes on this machine."""
+    from distributed import LocalCluster
+
+    with LocalCluster(
+        n_workers=2,
+        threads_per_worker=1,
+        processes=True,
+        dashboard_address=None,
+        host="127.0.0.1",
+        silence_logs=50,
+    ) as made:
+        yield made
+
+
+@pytest.mark.filterwarnings("default")  # what Dask's own dependencies warn of
+def test_a_dask_cluster_that_loses_a_worker_and_a_machine(
+    tmp_path: Path, command: list[str], workers: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each cell has exactly one verdict where a worker is killed by its pid and one VM is lost."""
+    lost, killed = "6.1 movable bios", "7.3 none uefi"
+    fates(tmp_path, {lost: fake_cells.LOSE_MACHINE, killed: fake_cells.AWAIT_KILL})
+    trial = partial(fake_cells.run, tmp_path)
+    monkeypatch.setattr("crashlend.lab.matrix.run.Matrix", partial(Matrix, trial=trial))
+    said: list[str] = []
+    # results that a worker has and nobody fetched die with it: the lost machine's must be here first
+    machine_lost = threading.Event()
+
+    def say(words: str) -> None:
+        said.append(words)
+        if "once more" in words:
+            machine_lost.set()
+
+    monkeypatch.setattr("crashlend.cli.matrix.progress", say)
+    killer = kill_the_waiting(tmp_path, machine_lost)
+    assert main([*command, "--dask", workers.scheduler_address]) == 0
+    killer.join()
+    lines = Records(tmp_path / "out" / RESULTS).lines
+    names = [cell.name for cell in table_of(Path(command[2]))]
+    assert sorted(line["name"] for line in lines) == sorted(names)
+    assert {line["verdict"] for line in lines} == {PASSED}
+    assert {line["name"]: line["machines_lost"] for line in lines if line["machines_lost"]} == {
+        lost: 1
+    }
+    assert fake_cells.begun(tmp_path).count(killed) == 2
+    assert said[0] == "2 workers, 2 trials at a time"
+    pids = {line.split(";")[1] for line in (tmp_path / "begun").read_text().splitlines()}
+    assert str(os.getpid()) not in pids
+
+
 def test_a_table_that_is_not_there_is_an_error(capsys: pytest.CaptureFixture[str]) -> None:
     """It has an exit code and words, as every error."""
     assert main(["lab", "matrix", "/nonexistent.toml", "--dry-run"]) == 1
@@ -634,3 +644,17 @@ def test_the_table_says_which_firmware_passed() -> None:
     assert numbered[0].endswith("dump saved: no | dump")
     assert "| **FAIL** (1) |" in text
     assert "Not run yet: `7.3 cma bios`." in text
+
+
+def test_the_table_has_what_is_promised() -> None:
+    """Each lender on the kernels that it is for, none on all of them, under BIOS and UEFI."""
+    found: dict[str, set[str]] = {}
+    for cell in table_of(OWN_TABLE):
+        kernels = found.setdefault(f"{cell.spec['lender']} {cell.spec['firmware']}", set())
+        kernels.add(cell.kernel)
+    on_all = {"5.10", "6.1", "6.12", "6.17", "6.18", "7.2", "7.3"}
+    for firmware in ("bios", "uefi"):
+        assert found[f"none {firmware}"] == on_all
+        assert found[f"movable {firmware}"] == on_all - {"7.2"}
+        assert found[f"movable-zone {firmware}"] == {"6.1", "7.3"}
+        assert found[f"cma {firmware}"] == {"7.2", "7.3"}
