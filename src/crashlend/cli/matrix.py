@@ -38,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--only",
         action="append",
         metavar="PATTERN",
-        help="cells whose name or id matches, such as '6.1 *'; repeatable",
+        help="cells whose name or id matches, such as '6.1 *', done before or not; repeatable",
     )
     parser.add_argument("--dry-run", action="store_true", help="list the cells, crash none")
     parser.add_argument(

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """One cell of a matrix, run where this is called: a machine of a cluster, or this one.
 
-What comes back is plain JSON without paths or names of machines.
+What comes back is plain JSON, and refers to no file of the machine that it comes from.
 """
 
 from __future__ import annotations

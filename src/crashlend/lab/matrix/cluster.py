@@ -44,7 +44,7 @@ def cluster(
         hint = "dask scheduler, and dask worker on each machine, make a cluster"
         raise CrashlendError(f"cannot reach the cluster at {address}", why, hint=hint) from None
     with client:
-        threads = [worker["nthreads"] for worker in client.scheduler_info()["workers"].values()]
+        threads = client.nthreads().values()
         say(f"{len(threads)} workers, {sum(threads)} trials at a time")
         # each submission is another trial, whatever its arguments
         yield lambda: client.get_executor(pure=False)
