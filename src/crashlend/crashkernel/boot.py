@@ -25,7 +25,7 @@ from crashlend.crashkernel.grammar import (
     parse_crashkernel,
 )
 from crashlend.crashkernel.memblock import Free
-from crashlend.ranges import Ranges
+from crashlend.ranges import Range, Ranges
 
 if TYPE_CHECKING:
     from crashlend.crashkernel.generations import BootKernel, Placing
@@ -154,6 +154,8 @@ class _Boot:
         self.end = memory.ram[-1].end if memory.ram else 0
         self.free = memory.free.copy()
         self.high_max = self.end if placing.high_max is None else placing.high_max
+        self.part = Range(0, 0)
+        """What the last allocation was cut out of."""
         self.ranges: list[BootRange] = []
         self.messages: list[Message] = []
 
@@ -164,7 +166,7 @@ class _Boot:
         """memblock_phys_alloc_range(): the address, taken; 0 where there is no room."""
         at = self.free.find(size, align, start, end, bottom_up=self.memory.bottom_up)
         if at:
-            self.free.take(at, size)
+            self.part = self.free.take(at, size)
         return at
 
     def reserve_main(self, line: bytes) -> None:
@@ -213,12 +215,13 @@ class _Boot:
 
     def _finish(self, at: int, size: int, low_size: int) -> None:
         """The low part where the main one is high, and what is said of both."""
+        main = self.part
         if at >= self.placing.low_max and low_size:
             low = self.alloc(low_size, self.placing.align, 0, self.placing.low_max)
             if not low:
                 text = f"cannot allocate crashkernel low memory (size:{low_size:#x})."
                 self.say(ERR, text)
-                self.free.give(at, size)
+                self.free.put_back(main)
                 return
             end = low + low_size
             text = f"0x{low:08x} - 0x{end:08x} ({low_size >> 20} MB)"
@@ -245,8 +248,9 @@ class _Boot:
             if not at:
                 self.say(INFO, "crashkernel reservation failed - No suitable area found.")
                 return
+        main = self.part
         if at >= _4G and not self._reserve_x86_low(line):
-            self.free.give(at, size)
+            self.free.put_back(main)
             return
         where = f"Reserving {size >> 20}MB of memory at {at >> 20}MB"
         self.say(INFO, f"{where} for crashkernel (System RAM: {self.memory.ram_bytes >> 20}MB)")

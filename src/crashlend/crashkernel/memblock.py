@@ -71,8 +71,8 @@ class Free:
             at = self.find(size, align, _4G, limit, bottom_up=True)
         return at or self.find(size, align, 0, limit, bottom_up=bottom_up)
 
-    def take(self, start: int, size: int) -> None:
-        """Make [start, start + size) no longer free; it was found by :meth:`find`."""
+    def take(self, start: int, size: int) -> Range:
+        """Make [start, start + size), which was found, no longer free; give what it was part of."""
         end = start + size
         index = bisect_right(self._parts, (start, 1 << 65)) - 1
         part = self._parts.pop(index)
@@ -82,11 +82,14 @@ class Free:
             insort(self._parts, Range(end, part.end))
         if part.size == self._largest:
             self._largest = max((high - low for low, high in self._parts), default=0)
+        return part
 
-    def give(self, start: int, size: int) -> None:
-        """Make [start, start + size) free again. It is not joined with what lies beside it."""
-        insort(self._parts, Range(start, start + size))
-        self._largest = max(self._largest, size)
+    def put_back(self, part: Range) -> None:
+        """Undo the last :meth:`take`, which gave ``part``."""
+        first = bisect_left(self._parts, (part.start, 0))
+        last = bisect_left(self._parts, (part.end, 0))
+        self._parts[first:last] = [part]
+        self._largest = max(self._largest, part.size)
 
 
 def _split(free: Ranges, cuts: list[int]) -> Iterable[Range]:
