@@ -95,6 +95,8 @@ class Ranges:
     def __sub__(self, other: Ranges) -> Ranges:
         out: list[Range] = []
         holes = other._items
+        if not holes:
+            return self
         first = 0
         for start, end in self._items:
             while first < len(holes) and holes[first].end <= start:

@@ -27,7 +27,8 @@ class Free:
     """
 
     def __init__(self, free: Ranges, boundaries: Iterable[int] = ()) -> None:
-        self._parts = list(_split(free, sorted(boundaries)))
+        cuts = sorted(boundaries)
+        self._parts = list(_split(free, cuts) if cuts else free)
         self._largest = max((end - start for start, end in self._parts), default=0)
 
     def copy(self) -> Free:
