@@ -11,7 +11,7 @@ PURGATORY := src/crashlend/purgatory
 N ?= 60
 SEED ?= $(shell date +%Y%m%d)
 
-.PHONY: help demo test unit trials check trial exact proof bench census soak matrix bare purgatory docs clean
+.PHONY: help demo test unit trials check trial exact proof bench census soak agree matrix bare purgatory docs clean
 
 help: ## this list
 	@awk -F':.*## ' '/^[a-z]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' Makefile
@@ -50,6 +50,10 @@ bench: .venv/.lab ## what kexec-tools and crashlend need, measured (an hour); wr
 soak: .venv/.lab ## crash N=60 random guests of SEED=... (default: today); goes on where it was ended
 	$(BIN)/crashlend lab soak --trials $(N) --seed $(SEED) --jobs $(JOBS) -o build/soak-$(SEED) --resume \
 	  --report docs/soak.md --data docs/results/soak.json --explained docs/results/soak-explained.json
+
+agree: .venv/.lab ## what predict says, against kernels that are booted (an hour); writes docs/agreement.md
+	$(BIN)/crashlend lab agree --jobs $(JOBS) -o build/agree --resume \
+	  --report docs/agreement.md --data docs/results/agree.json
 
 matrix: .venv/.lab ## every lender on every kernel, BIOS and UEFI (34 crashes); writes docs/compatibility.md
 	$(BIN)/crashlend lab matrix matrix/compatibility.toml --jobs $(JOBS) -o build/matrix --resume \

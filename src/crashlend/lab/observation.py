@@ -6,7 +6,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from crashlend.errors import FormatError
 from crashlend.facts.data import FirmwareRange
@@ -77,6 +77,29 @@ class Observation:
     files: Mapping[str, bytes]
     answers: Mapping[str, Answer] = field(default_factory=dict)
     seconds: float = 0.0
+
+    def to_json(self) -> dict[str, Any]:
+        """For a file; :meth:`from_json` reads it. Bytes become the characters of latin-1."""
+        return {
+            "release": self.release,
+            "words": self.words,
+            "memory_bytes": self.memory_bytes,
+            "seconds": self.seconds,
+            "files": {name: data.decode("latin-1") for name, data in self.files.items()},
+            "answers": {name: list(answer) for name, answer in self.answers.items()},
+        }
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Observation:
+        """What :meth:`to_json` made, again."""
+        return cls(
+            value["release"],
+            value["words"],
+            value["memory_bytes"],
+            {name: text.encode("latin-1") for name, text in value["files"].items()},
+            {name: Answer(*answer) for name, answer in value["answers"].items()},
+            value["seconds"],
+        )
 
     @cached_property
     def log(self) -> tuple[LogLine, ...]:
