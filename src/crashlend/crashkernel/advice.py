@@ -24,7 +24,7 @@ from crashlend.crashkernel.grammar import (
 )
 from crashlend.crashkernel.words import kind_of
 from crashlend.formats.cmdline import split
-from crashlend.ranges import align_down
+from crashlend.ranges import align_down, align_up
 from crashlend.sizes import GIB, MIB, format_size, mib
 
 NAME = b"crashkernel="
@@ -288,11 +288,16 @@ def _shared_bytes(line: bytes, ram: int) -> int:
         asked = meant.size if meant.valid else 0
     if not asked and (NAME not in line or last):
         asked = _usual_share(ram)
-    return min(asked, align_down(ram // 2, 128 * MIB))
+    return min(asked, align_down(_nominal(ram) // 2, 128 * MIB))
 
 
 def _usual_share(ram: int) -> int:
-    return min(GIB, align_down(ram // 4, 128 * MIB))
+    return min(GIB, align_down(_nominal(ram) // 4, 128 * MIB))
+
+
+def _nominal(ram: int) -> int:
+    """RAM as people count it: the kernel sees a little less of what is built in."""
+    return align_up(ram, 128 * MIB)
 
 
 def _cheaper(memory: BootMemory, line: bytes, arch: str, prediction: Prediction) -> Optional[str]:

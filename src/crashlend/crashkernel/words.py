@@ -107,13 +107,10 @@ class _Reader:
         if self.kernel.generation.high_after == "never":
             return False, f"ignored: {self.kernel.arch} does not read ,high"
         if not self.request.high:
-            if PLAIN in self.last and self.kernel.generation.high_after == "absent":
-                return (
-                    False,
-                    "ignored: ,high counts only where there is no plain word, not even a bad one",
-                )
             if self.request.accepted:
                 return False, "ignored: the plain word counts"
+            if PLAIN in self.last and self.kernel.generation.high_after == "absent":
+                return False, "ignored: beside a plain word, even a bad one, ,high does not count"
             says = self._complaint(HIGH) or "it asks for nothing"
             if LOW in self.last and not self._complaint(HIGH) and self._complaint(LOW):
                 says = "the ,low word is bad"
