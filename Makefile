@@ -10,8 +10,9 @@ JOBS ?= 2
 PURGATORY := src/crashlend/purgatory
 N ?= 60
 SEED ?= $(shell date +%Y%m%d)
+SECONDS ?= 60
 
-.PHONY: help demo test unit trials check trial exact proof bench census soak agree matrix bare purgatory docs clean
+.PHONY: help demo test unit trials check trial exact proof bench census predictions fuzz soak agree matrix bare purgatory docs clean
 
 help: ## this list
 	@awk -F':.*## ' '/^[a-z]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' Makefile
@@ -77,6 +78,15 @@ purgatory: ## compile the code that runs between the two kernels
 
 census: .venv/.dev ## how fast the census is on this host (a minute; root: its own memory, too)
 	$(BIN)/python tools/census_bench.py > docs/census-speed.md
+
+predictions: .venv/.dev ## how many predictions a second, and their growth with the map (a minute)
+	$(BIN)/python tools/predict_bench.py > docs/predict-speed.md
+
+fuzz: .venv/.dev ## any bytes as command line or memory map, for SECONDS=60 (installs atheris)
+	@$(BIN)/python -c 'import atheris' 2>/dev/null || \
+	  $(BIN)/pip install -q --disable-pip-version-check -e '.[fuzz]'
+	mkdir -p build/fuzz
+	$(BIN)/python tools/fuzz_cmdline.py -max_total_time=$(SECONDS) -max_len=2100 build/fuzz
 
 docs: .venv/.dev ## regenerate what the documents take from code and kept results
 	$(BIN)/python tools/census_doc.py > docs/census.md
