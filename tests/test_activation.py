@@ -137,8 +137,13 @@ def evidence(some: Facts, **fields: Any) -> Facts:
 
 
 def test_the_only_area_s_own_count_settles_it() -> None:
-    """total_pages is 0 after a failed activation (mm/cma.c sets cma->count), else the range's size."""
+    """After a failed activation total_pages is 0, or the area is not listed; else the range's size."""
     area = "/sys/kernel/mm/cma/crashkernel/total_pages"
+    other = {"/sys/kernel/mm/cma/reserved/total_pages": b"65536\n", LOG: b"6,9,9,-;cut\n"}
+    gone = facts(cma_ranges=[A], files=other)
+    assert activation(gone) == signs.Activation(Ranges([A]), by=(signs.BY_AREA,))
+    named = {"/sys/kernel/mm/cma/crashkernel0/total_pages": b"65536\n", **other}
+    assert activation(facts(cma_ranges=[A], files=named)).lost == Ranges()
     lost = facts(cma_ranges=[A], files={area: b"0\n", LOG: b"6,9,9,-;cut\n"})
     assert activation(lost) == signs.Activation(Ranges([A]), by=(signs.BY_AREA,))
     good = facts(cma_ranges=[A], files={area: b"65536\n", LOG: b"6,9,9,-;cut\n"})

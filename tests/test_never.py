@@ -107,6 +107,7 @@ EXCLUDED: list[tuple[str, list[tuple[int, int, int, str]]]] = [
 ELSEWHERE = (
     "memory that holds its own memmap",
     "other CMA areas",
+    "the kernel's ,cma ranges that failed",  # test_activation.py
     "poisoned memory",
     "hugetlb pages",
     "a balloon's pages",

@@ -33,7 +33,7 @@ from build import (
 )
 from crashlend.arch import x86_64
 from crashlend.errors import CrashlendError, FormatError, RefusedError
-from crashlend.facts import MemoryBlock, read_facts
+from crashlend.facts import CmaEvidence, MemoryBlock, read_facts
 from crashlend.formats.procfs import Zone, parse_zoneinfo
 from crashlend.hostfiles import CENSUS, CLEAN_RUNS, ArchiveFiles
 from crashlend.lenders import zone
@@ -439,9 +439,13 @@ def test_a_zone_with_another_cma_area_is_not_lent() -> None:
     assert not plan.lent
     assert any("another CMA area" in note for note in plan.notes)
     assert plan_of(counted(CLEAN, 0), lender="movable-zone").lent == TOP
-    made = replace(some, cma_ranges=((36 * BLOCK, 36 * BLOCK + 2 * MIB),))
+    meminfo = {**some.meminfo, "CmaTotal": 2 * MIB}
+    made = replace(some, cma_ranges=((36 * BLOCK, 36 * BLOCK + 2 * MIB),), meminfo=meminfo)
     assert plan_of(made, lender="movable-zone").lent == TOP
     assert not plan_of(counted(made, 513), lender="movable-zone").lent
+    # listed, but no CMA: then what is counted is another area
+    lost = replace(made, cma_evidence=CmaEvidence(marked=()))
+    assert not plan_of(lost, lender="movable-zone").lent
 
 
 def test_a_node_with_another_cma_area_does_not_bar_the_others() -> None:

@@ -139,7 +139,7 @@ def make_plan(
         load_variables=variables,
         notes=(
             *offer.notes,
-            *map(str, find_in_request(facts)),
+            *_findings(facts, enough=settings.lend is not None or lent.size >= offer.asked_bytes),
             *_doubts(facts, lent),
             *quiesce_notes(facts, wish, quiesce, lent.size),
         ),
@@ -249,6 +249,14 @@ def _syscall(facts: Facts, settings: Settings, lender: str) -> str:
             hint="look for it in /etc/sysctl.d; it must be set after crashlend has loaded",
         )
     return choice
+
+
+def _findings(facts: Facts, *, enough: bool) -> tuple[str, ...]:
+    """What became of the ``,cma`` word.
+
+    Not that it is too little where ``enough`` is lent, or as much as a setting asks for instead.
+    """
+    return tuple(str(f) for f in find_in_request(facts) if not (f.less and enough))
 
 
 def _doubts(facts: Facts, lent: Ranges) -> tuple[str, ...]:

@@ -56,13 +56,26 @@ def cma_evidence(reader: Reader, made: Pairs, own: OwnRecord) -> Optional[CmaEvi
     remembered = Ranges(own.cma_active).covers(ranges)
     marked, why_not = (ranges, "") if remembered else cma_parts(reader, ranges)
     log = reader.raw("/dev/kmsg", optional=True)
-    pages = reader.parsed(f"{AREAS}/{NAME}/total_pages", int, None, optional=True)
     return CmaEvidence(
         marked=None if marked is None else tuple((r.start, r.end) for r in marked),
         why_not=why_not,
-        area_pages=pages if len(made) == 1 else None,
+        area_pages=_area_pages(reader) if len(made) == 1 else None,
         sysfs=reader.files.exists(AREAS),
         failures=log.count(FAILED),
         log_whole=b"Linux version" in log,
         remembered=remembered,
     )
+
+
+def _area_pages(reader: Reader) -> Optional[int]:
+    """What sysfs says of the only area: how many pages it has, 0 when it was not activated.
+
+    7.2 and 7.3 list active areas alone, 6.12 all, and total_pages is 0 after a failure. None where
+    there is no such tree, or the area may have got another name (mm/cma_sysfs.c: cma_sysfs_init()).
+    """
+    if not reader.files.exists(AREAS):
+        return None
+    path = f"{AREAS}/{NAME}/total_pages"
+    if reader.files.exists(path):
+        return reader.parsed(path, int, None, optional=True)
+    return None if any(n.startswith(NAME) for n in reader.files.names(AREAS)) else 0

@@ -147,7 +147,7 @@ class CmaEvidence:
 
     ``marked`` are the parts of them whose pageblocks the kernel itself marks as CMA; None where the
     marks can't be read, ``why_not`` says why. ``area_pages`` is what the only area of that name has
-    by sysfs, None where there is none or several; ``sysfs``: whether /sys/kernel/mm/cma is there.
+    by sysfs, None where that can't be said or there are several; ``sysfs``: whether /sys/kernel/mm/cma is there.
     ``failures``: how many of the areas the log says could not be activated; ``log_whole``: whether
     the log goes back to the boot. ``remembered``: an earlier run has seen the marks on all of it.
     """

@@ -215,6 +215,13 @@ NEVER_LENT = (
         "mm/cma.c: cma_alloc() gives such pages to drivers",
     ),
     Never(
+        "the kernel's ,cma ranges that failed to activate, though it lists them",
+        "their pageblocks are not marked as CMA (/proc/kcore, BTF); without the marks: the area's "
+        "total_pages, a zone's border in the range, CMA counts of zones and in all, the log",
+        "excluded; refused where nothing else is left, and by kexec_file_load",
+        "mm/cma.c: cma_activate_area()",
+    ),
+    Never(
         "poisoned memory",
         "KPF_HWPOISON; HardwareCorrupted in /proc/meminfo counts more than pages show: nothing is "
         "taken",

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 PAGE = 4096
 BY_MARKS = "the kernel does not mark their pageblocks as CMA"
-BY_AREA = "/sys/kernel/mm/cma/crashkernel counts fewer pages"
+BY_AREA = "/sys/kernel/mm/cma has no such area, or one of fewer pages"
 BY_BORDER = "they cross into another memory zone, which no CMA area may"
 BY_ZONE = "/proc/zoneinfo counts fewer CMA pages in their zone"
 BY_TOTAL = "CmaTotal in /proc/meminfo is smaller than they are"

@@ -25,7 +25,10 @@ BORDER_WORDS = re.compile(rb"(?:^|\s)(kernelcore|movablecore)=(\S+)")
 
 
 class Finding(NamedTuple):
-    """``harmless``: kdump works all the same. ``less``: less memory was had than was asked for."""
+    """``harmless``: kdump works all the same. ``less``: less memory was had than was asked for.
+
+    The latter is made good by other memory that is lent.
+    """
 
     what: str
     why: str
@@ -44,7 +47,7 @@ def lost_words(facts: Facts) -> tuple[str, str]:
     cure = f"boot without {drop}" if drop else "look for 'could not be activated' in the log"
     return (
         activation(facts).words(facts),
-        f"{cure}, or use --lender movable; kexec -s gives them to the crash kernel all the same",
+        f"{cure}, or use --lender movable (kexec -s gives them to the crash kernel all the same)",
     )
 
 
@@ -60,7 +63,7 @@ def _lost(facts: Facts) -> Iterator[Finding]:
     """Defect B: ranges are listed whose pages are in ordinary use."""
     if activation(facts).lost:
         why, remedy = lost_words(facts)
-        yield Finding("the kernel lists ,cma ranges that are not CMA", why, remedy, less=True)
+        yield Finding("the kernel lists ,cma ranges that are not CMA", why, remedy)
 
 
 def _misread(facts: Facts) -> Iterator[Finding]:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from crashlend.errors import CrashlendError, RefusedError
 from crashlend.lenders import Offer, PassedOver
+from crashlend.lenders.activation import activation
 from crashlend.lenders.census import MIN_RUN_BYTES, PAGE, UNIT_BYTES
 from crashlend.ranges import Ranges, align_up
 from crashlend.sizes import mib
@@ -147,7 +148,8 @@ def _nodes_with_other_cma(facts: Facts, zone: list[MemoryBlock]) -> set[int]:
 
     cma_alloc() gives pages of such an area to drivers, zone or no zone, and they have no flags.
     """
-    made = Ranges(facts.cma_ranges or ())
+    # a range that is listed and no CMA is not what is counted
+    made = Ranges(facts.cma_ranges or ()) - activation(facts).lost
     mixed = set()
     for node in {b.node for b in zone}:
         ours = (made & _ranges(facts, (b for b in zone if b.node == node))).size
