@@ -53,7 +53,7 @@ def bz_image(
     init_size: int = 48 * MIB,
     alignment: int = 2 * MIB,
     protocol: int = 0x020F,
-    xloadflags: int = 0x2B,  # 64-bit entry, above 4 GiB, EFI, 5-level
+    xloadflags: int = 0x3B,  # 64-bit entry, above 4 GiB, EFI, EFI after kexec, 5-level
     relocatable: int = 1,
     magic: bytes = b"HdrS",
     boot_flag: int = 0xAA55,
@@ -304,6 +304,34 @@ def host(
             out.pop(path, None)
         else:
             out[path] = data
+    return out
+
+
+def efi_files(
+    regions: Sequence[tuple[int, int, int, int, int]] = (
+        (5, 0xBF8EC000, 0xFFFFFFFEFFEEC000, 0x30, 0x800000000000000F),
+        (6, 0xBF91C000, 0xFFFFFFFEFFE1C000, 0xD0, 0x800000000000000F),
+        (11, 0xFFC00000, 0xFFFFFFFEFFA00000, 0x400, 0x8000000000000001),
+    ),
+    *,
+    secure_boot: int = 2,
+) -> dict[str, bytes]:
+    """What a UEFI host has beside systab (Documentation/ABI/testing/sysfs-firmware-efi*)."""
+    page = bytearray(4096)
+    # struct efi_info of boot_params: "EL64", system table in two halves
+    struct.pack_into("<4sI", page, 0x1C0, b"EL64", 0xBF9EC018)
+    page[0x1EC] = secure_boot
+    out = {
+        "/sys/firmware/efi/fw_platform_size": b"64\n",
+        "/sys/firmware/efi/fw_vendor": b"0xbf9a8f98\n",
+        "/sys/firmware/efi/runtime": b"0xbf9eab98\n",
+        "/sys/firmware/efi/config_table": b"0xbf9a9000\n",
+        "/sys/kernel/boot_params/data": bytes(page),
+    }
+    names = ("type", "phys_addr", "virt_addr", "num_pages", "attribute")
+    for number, region in enumerate(regions):
+        for name, value in zip(names, region):
+            out[f"/sys/firmware/efi/runtime-map/{number}/{name}"] = b"%#x\n" % value
     return out
 
 

@@ -202,9 +202,7 @@ def test_uapi_header_agrees_on_every_offset(tmp_path: Path) -> None:
     # members of structs inside boot_params under other names
     renamed = {
         "magic": "header",
-        "efi_loader_signature": "efi_info.efi_loader_signature",
-        "efi_systab": "efi_info.efi_systab",
-        "efi_systab_hi": "efi_info.efi_systab_hi",
+        **{n: f"efi_info.{n}" for n in bootparams.FIELDS.fields if n.startswith("efi_")},
     }
     names = [n for n in HEADER.fields if n != "header_length"]  # second byte of a jump, no member
     members = {n: f"hdr.{renamed.get(n, n)}" for n in names} | {
@@ -223,7 +221,8 @@ def test_uapi_header_agrees_on_every_offset(tmp_path: Path) -> None:
         + 'printf("map %zu %zu\\n", offsetof(struct boot_params, e820_table), '
         "sizeof(struct boot_e820_entry));\n"
         'printf("all %zu %d\\n", sizeof(struct boot_params), E820_MAX_ENTRIES_ZEROPAGE);\n'
-        'printf("ext %d %zu\\n", SETUP_E820_EXT, offsetof(struct setup_data, data));\nreturn 0; }\n'
+        'printf("ext %d %zu\\n", SETUP_E820_EXT, offsetof(struct setup_data, data));\n'
+        'printf("efi %d %zu\\n", SETUP_EFI, sizeof(struct efi_info));\nreturn 0; }\n'
     )
     program = tmp_path / "offsets"
     built = subprocess.run(["gcc", "-o", program, source], capture_output=True, text=True)
@@ -238,6 +237,7 @@ def test_uapi_header_agrees_on_every_offset(tmp_path: Path) -> None:
                 assert found[name] == (field.offset, field.size), name
     assert found["map"] == (bootparams.E820_OFFSET, bootparams.E820_ENTRY.size)
     assert found["all"] == (bootparams.SIZE, bootparams.E820_MAX)
+    assert found["efi"] == (bootparams.SETUP_EFI, 32)
     assert found["ext"] == (bootparams.SETUP_E820_EXT, bootparams.SETUP_DATA.size)
 
 

@@ -30,7 +30,7 @@ from build import (
     facts,
     payload,
 )
-from crashlend.arch import MapEntry, x86_64
+from crashlend.arch import MapEntry, x86_64, x86_64_segments
 from crashlend.config import Settings
 from crashlend.errors import CrashlendError, RefusedError
 from crashlend.facts import Facts, MemoryBlock, Refusal
@@ -619,7 +619,7 @@ def test_segments_have_the_planned_bytes() -> None:
     assert tuple(parse_program_headers(segments["elfcorehdr"])) == layout.program_headers
     params = segments["boot_params"]
     entries = bootparams.parse_e820(params[:4096])
-    kinds = x86_64.E820_TYPES
+    kinds = x86_64_segments.E820_TYPES
     assert [(e.start, e.end, e.type) for e in entries] == [
         (e.start, e.end, kinds[e.kind]) for e in layout.memory_map
     ]

@@ -299,6 +299,12 @@ class Settings:
         "how much room load --shrink leaves for a payload that grows; 0 leaves none",
         unset="a quarter of the payload, 4 MiB at least",
     )
+    nr_cpus: int = _setting(
+        1,
+        Whole(1, 512),
+        "how many CPUs the crash kernel starts; the one that firmware booted is spared where there are "
+        "several",
+    )
     append: str = _setting(
         "", Text(), "extra words for the crash kernel's command line", unset="none"
     )

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Optional
 from crashlend import lowmem
 from crashlend.arch import Layout, for_machine
 from crashlend.capture.initramfs import load_archive
+from crashlend.crash_cpus import crash_cpus
 from crashlend.errors import RefusedError
 from crashlend.formats.bzimage import BzImage
 from crashlend.formats.cmdline import USUAL_LIMIT, CrashCmdline, crash_cmdline
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
 
 # makedumpfile's levels that leave out page cache, private page cache and user data
 USER_DATA_LEVELS = 2 | 4 | 8
-# `elfcorehdr=0x` and the longest address: its length must be known before its value
 STALL_SECONDS, STALL_SECONDS_PER_TIB = 300, 120
 # kernel/kexec_file.c, arch/x86/purgatory: it verifies the segments and loops when one is wrong
 KERNELS_PURGATORY = (
@@ -159,15 +159,23 @@ def _complete(plan: Plan, facts: Facts, settings: Settings, payload: Payload) ->
     arch = for_machine(facts.arch)
     initramfs_bytes = align_up(payload.initramfs_bytes, 4) + len(load_archive(plan.load_variables))
     limit = payload.image.cmdline_limit or USUAL_LIMIT
+    cpus = crash_cpus(facts, settings)
     if plan.syscall == "file":
         # the kernel builds map, header and elfcorehdr= by itself
-        cmdline = crash_cmdline(facts.cmdline_bytes, append=settings.append, limit=limit - 32)
+        cmdline = crash_cmdline(
+            facts.cmdline_bytes, cpus.words, append=settings.append, limit=limit - 32
+        )
         ram = _ram(arch.include_in_memory_map(facts, None, plan.lent), arch.RAM)
         return replace(
             plan,
             cmdline=cmdline,
             costs=_costs(plan, ram),
-            notes=(*plan.notes, KERNELS_PURGATORY, *lowmem.warnings(ram, facts.narrow_devices)),
+            notes=(
+                *plan.notes,
+                *cpus.notes,
+                KERNELS_PURGATORY,
+                *lowmem.warnings(ram, facts.narrow_devices),
+            ),
             incomplete="kexec_file_load: the kernel places the segments",
         )
     reservation = arch.main_reservation(facts)
@@ -179,7 +187,10 @@ def _complete(plan: Plan, facts: Facts, settings: Settings, payload: Payload) ->
     def lay_out(more: list[tuple[str, str]]) -> tuple[CrashCmdline, Layout]:
         words = [(CORE_HEADER_WORD.format(core.start), "where the core header of production lies")]
         line = crash_cmdline(
-            facts.cmdline_bytes, [*words, *more], append=settings.append, limit=limit
+            facts.cmdline_bytes,
+            [*cpus.words, *words, *more],
+            append=settings.append,
+            limit=limit,
         )
         length = len(line.encode())
         return line, arch.lay_out(
@@ -204,7 +215,12 @@ def _complete(plan: Plan, facts: Facts, settings: Settings, payload: Payload) ->
         cmdline=cmdline,
         layout=layout,
         costs=replace(_costs(plan, ram), required_bytes=layout.required_bytes),
-        notes=(*plan.notes, *lowmem.warnings(ram, facts.narrow_devices)),
+        notes=(
+            *plan.notes,
+            *cpus.notes,
+            *arch.firmware_notes(facts, payload.image),
+            *lowmem.warnings(ram, facts.narrow_devices),
+        ),
     )
 
 
@@ -261,7 +277,10 @@ def _findings(facts: Facts, *, enough: bool) -> tuple[str, ...]:
 
 def _doubts(facts: Facts, lent: Ranges) -> tuple[str, ...]:
     """What the plan rests on and could not be looked at."""
-    paths = ("/dev/kmsg",) * bool(lent) + ("/sys/firmware/efi/systab",)
+    paths = ("/dev/kmsg",) * bool(lent) + (
+        "/sys/firmware/efi/systab",
+        "/sys/firmware/efi/runtime-map",
+    )
     return tuple(f"{path}: {facts.missing[path]}" for path in paths if path in facts.missing)
 
 

@@ -7,24 +7,23 @@ Documentation/arch/x86/boot.rst.
 
 from __future__ import annotations
 
-import hashlib
 from typing import TYPE_CHECKING, NamedTuple, Optional
 
 from crashlend.arch import Layout, MapEntry, Segment
+from crashlend.arch.x86_64_segments import (
+    E820_TYPES,
+    RAM,
+    RESERVED,
+    VERIFIED,
+    build_segments,
+    firmware_notes,
+    place_params,
+)
 from crashlend.arch.x86_64_tables import control_pages, kernel_variants
 from crashlend.errors import CrashlendError, TooSmallError
 from crashlend.formats import bootparams, elfcore
-from crashlend.formats.bzimage import ENTRY_64_OFFSET, BzImage
 from crashlend.formats.elfcore import ProgramHeader
-from crashlend.purgatory.x86_64 import (
-    RECORD_BYTES,
-    Copy,
-    Handover,
-    Region,
-    bus_master,
-    purgatory_bytes,
-    purgatory_code,
-)
+from crashlend.purgatory.x86_64 import RECORD_BYTES, purgatory_bytes
 from crashlend.ranges import Range, Ranges, align_down, align_up
 from crashlend.sizes import mib
 
@@ -32,9 +31,14 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from crashlend.facts import Facts
+    from crashlend.formats.bzimage import BzImage
     from crashlend.quiesce import Quiesce
 
-__all__ = ("kernel_variants",)  # of arch.Architecture, and lives elsewhere
+__all__ = (
+    "build_segments",
+    "firmware_notes",
+    "kernel_variants",
+)  # of arch.Architecture, and live elsewhere
 
 PAGE = 4096
 MIB = 1 << 20
@@ -42,19 +46,6 @@ GIB = 1 << 30
 LOW = Ranges([(0, MIB)])
 # ISA DMA and what firmware likes to touch; the kernel, too, keeps its crash image above it
 LENDABLE_FROM = 16 * MIB
-# what purgatory verifies besides itself; boot_params last, because its record is behind them
-VERIFIED = ("kernel", "initramfs", "elfcorehdr", "boot_params")
-
-RAM = "System RAM"
-RESERVED = "Reserved"
-E820_TYPES = {
-    RAM: bootparams.E820_RAM,
-    RESERVED: bootparams.E820_RESERVED,
-    "ACPI Tables": bootparams.E820_ACPI,
-    "ACPI Non-volatile Storage": bootparams.E820_NVS,
-    "Unusable memory": bootparams.E820_UNUSABLE,
-    "Persistent Memory": bootparams.E820_PMEM,
-}
 
 
 def system_ram(facts: Facts) -> Ranges:
@@ -185,14 +176,13 @@ def lay_out(
     headers = exclude_from_vmcore(facts, lent)
     core = core_header_segment(reservation, headers)
     memory_map = include_in_memory_map(facts, core, lent)
-    params_bytes = bootparams.SIZE + align_up(cmdline_bytes + 1, 16)
-    params_bytes += bootparams.chain_bytes(len(memory_map), [RECORD_BYTES])
+    parts = place_params(facts, image, cmdline_bytes, len(memory_map))
     watched = len(lent) if quiesce.watch_seconds else 0
     code_bytes = purgatory_bytes(len(VERIFIED), watched, len(quiesce.bus_masters))
     at = core.start
     above = [core]
     for name, stored in (
-        ("boot_params", params_bytes),
+        ("boot_params", parts.end),
         ("purgatory", code_bytes),
         ("initramfs", initramfs_bytes),
     ):
@@ -218,8 +208,8 @@ def lay_out(
             segments=tuple(segments),
             memory_map=memory_map,
             program_headers=headers,
-            cmdline_phys=params.start + bootparams.SIZE,
-            setup_data_phys=params.start + bootparams.SIZE + align_up(cmdline_bytes + 1, 16),
+            cmdline_phys=params.start + parts.cmdline,
+            setup_data_phys=params.start + parts.setup_data,
             record_phys=params.start + params.stored_bytes - RECORD_BYTES,
             control_pages=control,
             required_bytes=required,
@@ -318,78 +308,3 @@ def no_reservation() -> CrashlendError:
         hint="boot once with: crashkernel=1G,cma crashkernel=100M (this order works on every "
         "kernel); dmesg says why when those words are there already",
     )
-
-
-def build_segments(
-    facts: Facts,
-    image: BzImage,
-    layout: Layout,
-    *,
-    kernel_file: bytes,
-    initramfs: bytes,
-    cmdline: bytes,
-    lent: Ranges,
-    quiesce: Quiesce,
-    on_mismatch: str,
-) -> dict[str, bytes]:
-    """The bytes of every segment of ``layout``, by its name."""
-    ramdisk = layout.segment("initramfs")
-    page, setup_data = bootparams.build_boot_params(
-        setup_header=image.setup_header,
-        memory_map=[
-            bootparams.E820Entry(e.start, e.end, E820_TYPES[e.kind]) for e in layout.memory_map
-        ],
-        cmdline_phys=layout.cmdline_phys,
-        ramdisk_phys=ramdisk.start,
-        ramdisk_bytes=len(initramfs),
-        setup_data_phys=layout.setup_data_phys,
-        production=bytes.fromhex(facts.boot_params),
-        rsdp_phys=facts.rsdp or 0,
-        more_data=[(bootparams.SETUP_CRASHLEND, b" " * RECORD_BYTES)],
-    )
-    line = (cmdline + b"\0").ljust(align_up(len(cmdline) + 1, 16), b"\0")
-    segments = {
-        "kernel": kernel_file[image.kernel_offset : image.kernel_offset + image.kernel_bytes],
-        "initramfs": initramfs,
-        "boot_params": page + line + setup_data,
-        "elfcorehdr": elfcore.build_core_header(layout.program_headers),
-    }
-    regions = tuple(_region(layout, name, segments[name]) for name in VERIFIED)
-    segments["purgatory"] = purgatory_code(
-        Handover(
-            kernel_entry=layout.kernel_runs_at + ENTRY_64_OFFSET,
-            boot_params=layout.segment("boot_params").start,
-            regions=regions,
-            copy=_copy(layout, regions[0]),
-            on_mismatch=on_mismatch,
-            wait_seconds=quiesce.wait_seconds,
-            bus_masters=tuple(map(bus_master, quiesce.bus_masters)),
-            lent=tuple((r.start, r.end) for r in lent),
-            watch_seconds=quiesce.watch_seconds,
-            watch_limit_seconds=quiesce.watch_limit_seconds,
-            pm_timer_port=facts.pm_timer_port,
-            serial_port=facts.serial_port,
-            reset_register=facts.reset_register,
-            record_phys=layout.record_phys,
-        )
-    )
-    return segments
-
-
-def _region(layout: Layout, name: str, data: bytes) -> Region:
-    """What purgatory verifies of a segment: whole pages, of which the kernel zeroes the rest.
-
-    Of boot_params only what lies before the record, which purgatory writes.
-    """
-    start = layout.segment(name).start
-    if name == "boot_params":
-        data = data[: layout.record_phys - start]
-    else:
-        data = data.ljust(align_up(len(data), PAGE), b"\0")
-    return Region(name, start, len(data), hashlib.sha256(data).digest())
-
-
-def _copy(layout: Layout, kernel: Region) -> Optional[Copy]:
-    if layout.kernel_runs_at == kernel.start:
-        return None
-    return Copy(kernel.start, layout.kernel_runs_at, kernel.size_bytes)

@@ -30,7 +30,7 @@ LENDING = (
     "dma_quiesce",
     "on_mismatch",
 )
-PAYLOAD = ("kernel", "initramfs", "append")
+PAYLOAD = ("kernel", "initramfs", "nr_cpus", "append")
 CAPTURE = ("dump_level", "allow_missing_user_data", "target", "path", "final_action", "hooks")
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Optional
 
+from crashlend.formats.efi import EfiRuntime
 from crashlend.formats.procfs import Resource, Zone
 from crashlend.lenders.census import BlockCensus, Unfit
 
@@ -172,8 +173,8 @@ class Facts:
     ZONE_MOVABLE that crashlend did not make, ``lent_now`` all that it was given. ``clean_runs`` is
     what may be lent of that zone, None without a census. ``lent_pages`` is None where the pages of
     lent memory could not be looked at, ``cma_evidence`` where there are no ``cma_ranges``.
-    ``serial_port`` is the I/O port of production's serial
-    console (8250), ``reset_register`` ACPI's, as (I/O port, value).
+    ``serial_port`` is the I/O port of production's serial console (8250), ``reset_register`` ACPI's,
+    as (I/O port, value). ``boot_apic_id`` is the APIC id of the CPU that firmware booted.
     """
 
     arch: str
@@ -221,6 +222,8 @@ class Facts:
     lent_now: tuple[tuple[int, int], ...] = ()
     lent_pages: Optional[LentPages] = None
     cma_evidence: Optional[CmaEvidence] = None
+    efi_runtime: Optional[EfiRuntime] = None
+    boot_apic_id: Optional[int] = None
     missing: dict[str, str] = field(default_factory=dict)
 
     @property

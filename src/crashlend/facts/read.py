@@ -16,6 +16,7 @@ from crashlend.facts.data import (
     KernelText,
     MemoryBlock,
 )
+from crashlend.facts.efi import efi_runtime
 from crashlend.facts.never import refusals
 from crashlend.facts.own import own_record
 from crashlend.facts.pages import lent_pages, page_census
@@ -141,6 +142,8 @@ def read_facts(files: HostFiles, *, census: bool = False) -> Facts:
         lent_now=own.lent,
         lent_pages=lent_pages(reader, blocks, block_bytes, own, made),
         cma_evidence=cma_evidence(reader, made or (), own),
+        efi_runtime=efi_runtime(reader),
+        boot_apic_id=_boot_apic_id(reader),
         missing=dict(sorted(reader.missing.items())),
     )
 
@@ -157,6 +160,23 @@ def _cpu_flags(reader: Reader) -> tuple[str, ...]:
     match = re.search(rb"(?m)^flags\s*:(.*)$", reader.raw("/proc/cpuinfo"))
     present = set(match.group(1).decode("ascii", "replace").split()) if match else set()
     return tuple(flag for flag in CPU_FLAGS if flag in present)
+
+
+def _boot_apic_id(reader: Reader) -> Optional[int]:
+    """The APIC id of processor 0, which is the one that firmware booted.
+
+    None while it is offline; and where production is itself a crash kernel, which may run on any.
+    """
+    if reader.files.exists("/proc/vmcore"):
+        return None
+    for block in reader.raw("/proc/cpuinfo").split(b"\n\n"):
+        if re.search(rb"(?m)^processor\s*:\s*0$", block):
+            # the first is the hardware's; the kernel may have given it another
+            for name in (rb"initial apicid", rb"apicid"):
+                match = re.search(rb"(?m)^" + name + rb"\s*:\s*([0-9]{1,10})$", block)
+                if match:
+                    return int(match.group(1))
+    return None
 
 
 def _firmware_map(reader: Reader) -> tuple[FirmwareRange, ...]:

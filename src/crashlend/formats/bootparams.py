@@ -20,6 +20,7 @@ E820_ENTRY = struct.Struct("<QQI")
 SETUP_DATA = struct.Struct("<QII")  # next, type, len
 SETUP_DATA_ALIGN = 16
 SETUP_E820_EXT = 1
+SETUP_EFI = 4
 # purgatory's record. The kernel counts its own types up from 0 and marks indirect ones with bit 31
 # (SETUP_INDIRECT); these are four letters, "CLND". Of a type that it does not know it keeps the
 # memory (memblock_x86_reserve_range_setup_data) and shows the bytes in
@@ -35,8 +36,14 @@ FIELDS = Layout(
         "ext_cmd_line_ptr": (0x0C8, "I"),
         "efi_loader_signature": (0x1C0, "I"),
         "efi_systab": (0x1C4, "I"),
+        "efi_memdesc_size": (0x1C8, "I"),
+        "efi_memdesc_version": (0x1CC, "I"),
+        "efi_memmap": (0x1D0, "I"),
+        "efi_memmap_size": (0x1D4, "I"),
         "efi_systab_hi": (0x1D8, "I"),
+        "efi_memmap_hi": (0x1DC, "I"),
         "e820_entries": (0x1E8, "B"),
+        "secure_boot": (0x1EC, "B"),
     },
 )
 # what production's zero page has and the crash kernel wants unchanged: the console's state
@@ -56,6 +63,16 @@ class E820Entry(NamedTuple):
     type: int
 
 
+class EfiInfo(NamedTuple):
+    """Where the 64-bit system table lies, and the map of EFI's memory."""
+
+    system_table: int
+    map_phys: int
+    map_bytes: int
+    descriptor_bytes: int
+    descriptor_version: int
+
+
 def build_boot_params(
     *,
     setup_header: bytes,
@@ -66,13 +83,14 @@ def build_boot_params(
     setup_data_phys: int,
     production: bytes = b"",
     rsdp_phys: int = 0,
+    efi: Optional[EfiInfo] = None,
     more_data: Sequence[tuple[int, bytes]] = (),
 ) -> tuple[bytes, bytes]:
     """Return the zero page and the blob of setup_data nodes behind it.
 
     The nodes are what the page's 128 map entries cannot hold, if there is any, then ``more_data``:
-    (type, bytes). ``production`` is the running kernel's zero page (console state),
-    ``setup_data_phys`` where the caller will put the blob.
+    (type, bytes). ``production`` is the running kernel's zero page (console state, and with ``efi``
+    whether Secure Boot was on), ``setup_data_phys`` where the caller will put the blob.
     """
     page = bytearray(SIZE)
     if len(production) >= SIZE:
@@ -91,6 +109,10 @@ def build_boot_params(
         HEADER.write(page, low, value & 0xFFFFFFFF)
         FIELDS.write(page, high, value >> 32)
     FIELDS.write(page, "acpi_rsdp_addr", rsdp_phys)
+    if efi is not None:
+        _write_efi(page, efi)
+        if len(production) >= SIZE:
+            FIELDS.write(page, "secure_boot", FIELDS.read(production, "secure_boot"))
 
     first, rest = memory_map[:E820_MAX], memory_map[E820_MAX:]
     FIELDS.write(page, "e820_entries", len(first))
@@ -99,6 +121,21 @@ def build_boot_params(
     blob = chain([*nodes, *more_data], setup_data_phys)
     HEADER.write(page, "setup_data", setup_data_phys if blob else 0)
     return bytes(page), blob
+
+
+def _write_efi(page: bytearray, efi: EfiInfo) -> None:
+    """Fill in struct efi_info."""
+    for name, value in (
+        ("efi_loader_signature", EFI_64),
+        ("efi_systab", efi.system_table & 0xFFFFFFFF),
+        ("efi_systab_hi", efi.system_table >> 32),
+        ("efi_memdesc_size", efi.descriptor_bytes),
+        ("efi_memdesc_version", efi.descriptor_version),
+        ("efi_memmap", efi.map_phys & 0xFFFFFFFF),
+        ("efi_memmap_hi", efi.map_phys >> 32),
+        ("efi_memmap_size", efi.map_bytes),
+    ):
+        FIELDS.write(page, name, value)
 
 
 def chain(nodes: Sequence[tuple[int, bytes]], phys: int) -> bytes:

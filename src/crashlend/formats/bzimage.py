@@ -14,6 +14,7 @@ MIN_PROTOCOL = 0x020C
 
 XLF_KERNEL_64 = 1 << 0
 XLF_CAN_BE_LOADED_ABOVE_4G = 1 << 1
+XLF_EFI_KEXEC = 1 << 4
 XLF_5LEVEL = 1 << 5
 
 # offsets are those in the file, which are also those in struct boot_params
@@ -66,6 +67,12 @@ class BzImage:
     cmdline_limit: int
     above_4g: bool
     five_level: bool
+
+    @property
+    def efi_kexec(self) -> bool:
+        """Whether it can take EFI's runtime services over from another kernel."""
+        flags = HEADER.read(self.setup_header, "xloadflags", -SETUP_HEADER_OFFSET)
+        return bool(flags & XLF_EFI_KEXEC)
 
     @classmethod
     def parse(cls, data: bytes) -> BzImage:

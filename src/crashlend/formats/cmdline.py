@@ -90,8 +90,8 @@ def crash_cmdline(
 
     The order is: kept, always added, ``add``, ``append``; without words for init.
 
-    Raises UsageError for words in ``append`` that would change the crash kernel's memory, and
-    CrashlendError where the line is longer than ``limit``.
+    Raises UsageError for words in ``append`` that would change the crash kernel's memory or the number
+    of its CPUs, and CrashlendError where the line is longer than ``limit``.
     """
     own = [Reasoned(w, "crashlend's own") if isinstance(w, str) else Reasoned(*w) for w in add]
     extra = [Reasoned(word, "the setting append") for word in split(append)]
@@ -196,7 +196,7 @@ def _row(word: str) -> Optional[Drop]:
 
 
 def _check_append(word: str) -> None:
-    """Refuse a word of the settings that would take the memory out of the plan's hands."""
+    """Refuse a word of the setting append that would take something out of the plan's hands."""
     if _is_open(word):
         raise UsageError("append", f"{word!r} has an open quote", hint="close the quote")
     row = _row(word)
@@ -205,6 +205,10 @@ def _check_append(word: str) -> None:
             "append",
             f"{word!r} would change the crash kernel's memory ({row.reason})",
             hint="remove the word; crashlend gives the crash kernel the memory of the plan",
+        )
+    if row is not None and row.setting:
+        raise UsageError(
+            "append", f"{word!r} has a setting of its own", hint=f"use the setting {row.setting}"
         )
     if _ends_words(word):
         raise UsageError("append", "'--' ends the kernel's words", hint="remove it")

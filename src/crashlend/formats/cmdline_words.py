@@ -26,12 +26,14 @@ class Drop(NamedTuple):
     ``name`` is the parameter with "_" for "-"; one that ends in "." or "_" stands for all that begin
     so. Below ``sysctl`` the kernel takes "/" for ".", and so does this table.
     ``memory`` marks words that change which memory the crash kernel has or tears away. The plan
-    decides that alone, so such a word is not taken from the settings either.
+    decides that alone, so such a word is not taken from the setting append either; nor is one that
+    has a ``setting`` of its own.
     """
 
     name: str
     reason: str
     memory: bool = False
+    setting: str = ""
 
 
 _MAP = "the crash kernel's memory map comes from crashlend"
@@ -85,9 +87,9 @@ DROPPED: tuple[Drop, ...] = (
     Drop("liveupdate", _KHO),
     Drop("elfcorehdr", "described another crash", memory=True),
     Drop("kaslr", "the kernel must stay where it is entered", memory=True),
-    Drop("nr_cpus", _NR_CPUS),
-    Drop("maxcpus", _NR_CPUS),
-    Drop("possible_cpus", _NR_CPUS),
+    Drop("nr_cpus", _NR_CPUS, setting="nr_cpus"),
+    Drop("maxcpus", _NR_CPUS, setting="nr_cpus"),
+    Drop("possible_cpus", _NR_CPUS, setting="nr_cpus"),
     Drop("disable_cpu_apicid", "named the boot CPU of another kexec"),
     Drop("isolcpus", _CPUS),
     Drop("nohz_full", _CPUS),

@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""More than one CPU in the crash kernel: never without sparing the one that firmware booted."""
+
+from __future__ import annotations
+
+import pytest
+
+from build import facts, payload
+from crashlend.config import Settings
+from crashlend.crash_cpus import crash_cpus
+from crashlend.errors import UsageError
+from crashlend.facts import Facts
+from crashlend.plan import Plan, make_plan
+
+
+def cpuinfo(*cpus: tuple[int, int | None, int | None]) -> bytes:
+    """``/proc/cpuinfo`` of (processor, initial apicid, apicid) [arch/x86/kernel/cpu/proc.c]."""
+    blocks = []
+    for number, initial, apicid in cpus:
+        lines = [f"processor\t: {number}", "vendor_id\t: GenuineIntel"]
+        lines += [] if apicid is None else [f"apicid\t\t: {apicid}"]
+        lines += [] if initial is None else [f"initial apicid\t: {initial}"]
+        lines += ["flags\t\t: fpu la57 pdpe1gb", "power management:"]
+        blocks.append("\n".join(lines) + "\n")
+    return ("\n".join(blocks) + "\n").encode()
+
+
+FOUR = cpuinfo((0, 6, 6), (1, 1, 1), (2, 2, 2), (10, 0, 0))
+
+
+def host(text: bytes = FOUR, **files: bytes) -> Facts:
+    more = {path.replace("_", "/"): data for path, data in files.items()}
+    return facts(cpus=4, files={"/proc/cpuinfo": text, **more})
+
+
+def planned(some: Facts, **settings: object) -> Plan:
+    return make_plan(some, Settings(lend=0, **settings), payload())  # type: ignore[arg-type]
+
+
+def words(plan: Plan) -> list[str]:
+    assert plan.cmdline is not None
+    return plan.cmdline.line.split()
+
+
+def test_one_cpu_is_the_default_and_names_no_other() -> None:
+    """A single CPU starts no other: the word that old kernels want is not said."""
+    plan = planned(host())
+    assert "nr_cpus=1" in words(plan)
+    assert not [w for w in words(plan) if w.startswith("disable_cpu_apicid")]
+
+
+def test_several_spare_the_one_that_firmware_booted() -> None:
+    """Both words are there, each once and with its reason, in kexec_file_load's line too."""
+    for syscall in ("load", "file"):
+        plan = planned(host(), nr_cpus=4, syscall=syscall)
+        found = [w for w in words(plan) if "cpu" in w]
+        assert found == ["nr_cpus=4", "disable_cpu_apicid=6"]
+        assert plan.cmdline is not None
+        reasons = dict(plan.cmdline.added)
+        assert "setting nr_cpus" in reasons["nr_cpus=4"]
+        assert "firmware booted" in reasons["disable_cpu_apicid=6"]
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        (FOUR, 6),
+        (cpuinfo((0, None, 3)), 3),
+        (cpuinfo((0, 300, 2)), 300),  # x2APIC: the hardware's own, not what the kernel made of it
+        (cpuinfo((1, 0, 0), (2, 2, 2)), None),
+        (cpuinfo((0, None, None)), None),
+        (b"", None),
+        (b"processor : 0\napicid : 99999999999999\n", None),
+    ],
+    ids=["first", "apicid", "x2apic", "offline", "none", "empty", "nonsense"],
+)
+def test_the_boot_cpu_is_processor_0(text: bytes, found: int | None) -> None:
+    """Processor 10 is no processor 0, and of two ids the hardware's is taken."""
+    assert host(text).boot_apic_id == found
+
+
+@pytest.mark.parametrize(
+    "some",
+    [host(cpuinfo((1, 0, 0))), facts(files={"/proc/cpuinfo": FOUR, "/proc/vmcore": b"\x7fELF"})],
+    ids=["cpu0-offline", "crash-kernel"],
+)
+def test_where_it_is_not_known_one_cpu_must_do(some: Facts) -> None:
+    """The note says why; more CPUs without sparing it could reset the machine."""
+    plan = planned(some, nr_cpus=4)
+    assert "nr_cpus=1" in words(plan)
+    assert any("one CPU alone" in note for note in plan.notes)
+    assert crash_cpus(some, Settings(nr_cpus=1)).notes == ()
+
+
+@pytest.mark.parametrize("word", ["nr_cpus=4", "maxcpus=2", "possible-cpus=8"])
+def test_the_setting_append_is_no_way_around_it(word: str) -> None:
+    with pytest.raises(UsageError, match="setting of its own") as caught:
+        planned(host(), append=word)
+    assert "nr_cpus" in caught.value.hint
+
+
+def test_append_may_name_another_cpu_to_spare() -> None:
+    """The last one wins in the kernel: who knows better can say so."""
+    plan = planned(host(), nr_cpus=2, append="disable_cpu_apicid=0")
+    assert [w for w in words(plan) if w.startswith("disable")][-1] == "disable_cpu_apicid=0"
