@@ -185,9 +185,10 @@ def test_addresses_above_4_gib_are_split() -> None:
 
 
 def test_only_the_console_state_of_production_is_taken_over() -> None:
-    """screen_info and EDID come from production's page; its EFI, e820 and header do not."""
+    """screen_info and EDID come from production's page; its memory, EFI, e820 and header do not."""
     page, _ = zero_page([], production=b"\xee" * 4096, rsdp_phys=0xBFB7E014)
-    assert page[:0x40] == b"\xee" * 0x40
+    # ext_mem_k would be production's memory above 1 MiB
+    assert page[:0x40] == b"\xee" * 2 + bytes(2) + b"\xee" * 0x3C
     assert page[0x140:0x1C0] == b"\xee" * 0x80
     assert page[0x1C0:0x1E8] == bytes(0x28)
     assert page[0x2D0:0xD00] == bytes(0xA30)
@@ -203,6 +204,7 @@ def test_uapi_header_agrees_on_every_offset(tmp_path: Path) -> None:
     renamed = {
         "magic": "header",
         **{n: f"efi_info.{n}" for n in bootparams.FIELDS.fields if n.startswith("efi_")},
+        "ext_mem_k": "screen_info.ext_mem_k",
     }
     names = [n for n in HEADER.fields if n != "header_length"]  # second byte of a jump, no member
     members = {n: f"hdr.{renamed.get(n, n)}" for n in names} | {

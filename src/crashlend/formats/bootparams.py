@@ -30,6 +30,7 @@ SETUP_CRASHLEND = 0x434C4E44
 FIELDS = Layout(
     "boot_params",
     {
+        "ext_mem_k": (0x002, "H"),
         "acpi_rsdp_addr": (0x070, "Q"),
         "ext_ramdisk_image": (0x0C0, "I"),
         "ext_ramdisk_size": (0x0C4, "I"),
@@ -95,6 +96,9 @@ def build_boot_params(
     page = bytearray(SIZE)
     if len(production) >= SIZE:
         page[SCREEN_INFO] = production[SCREEN_INFO]
+        # The BIOS's count of memory above 1 MiB shares these bytes. A kernel that finds no memory map
+        # goes by it, and that memory is production's [arch/x86/kernel/e820.c:e820__memory_setup_default]
+        FIELDS.write(page, "ext_mem_k", 0)
         page[EDID_INFO] = production[EDID_INFO]
     page[SETUP_HEADER_OFFSET : SETUP_HEADER_OFFSET + len(setup_header)] = setup_header
     HEADER.write(page, "type_of_loader", 0xFF)
