@@ -575,11 +575,8 @@ def test_la57_moves_the_direct_mapping_and_wants_an_image_that_knows_it() -> Non
 def test_more_than_128_map_entries_go_to_setup_data() -> None:
     """A fragmented host's map does not fit the zero page: SETUP_E820_EXT takes the rest."""
     extra = [(0, 8 * GIB + i * 2 * PAGE, 8 * GIB + (2 * i + 1) * PAGE) for i in range(200)]
-    firmware = [
-        replace(HOST.firmware_map[0], start=start, end=end, type="Reserved")
-        for _, start, end in extra
-    ]
-    some = replace(HOST, firmware_map=(*HOST.firmware_map, *firmware))
+    reserved = [Resource(start, end, "Reserved", 0) for _, start, end in extra]
+    some = replace(HOST, iomem=(*HOST.iomem, *reserved))
     plan = plan_of(some)
     assert_invariants(plan, some)
     segments = built(some, plan)
@@ -589,6 +586,29 @@ def test_more_than_128_map_entries_go_to_setup_data() -> None:
     entries = bootparams.parse_e820(page, rest[at:])
     assert len(entries) == len(layout.memory_map) > 128
     assert int.from_bytes(page[0x250:0x258], "little") == layout.setup_data_phys
+
+
+def test_what_firmware_named_is_handed_on_as_production_has_it() -> None:
+    """Reserved ranges at any depth are in the map; one that production took back is not.
+
+    EFI marks the windows of PCI host bridges as reserved. A crash kernel that were told so could not
+    give devices what they have (efi_remove_e820_mmio(), remove_e820_regions()).
+    """
+    window = replace(HOST.firmware_map[0], start=0xE000_0000, end=0xF000_0000, type="Reserved")
+    some = replace(
+        HOST,
+        firmware_map=(*HOST.firmware_map, window),
+        iomem=(
+            *HOST.iomem,
+            Resource(0xE000_0000, 0xFEC0_0000, "PCI Bus 0000:00", 0),
+            Resource(0xFED1_C000, 0xFED2_0000, "Reserved", 1),
+            Resource(0xFED4_0000, 0xFED4_5000, "Soft Reserved", 0),
+        ),
+    )
+    entries = layout_of(plan_of(some)).memory_map
+    before = layout_of(plan_of()).memory_map
+    assert set(entries) - set(before) == {MapEntry(0xFED1_C000, 0xFED2_0000, "Reserved")}
+    assert set(before) < set(entries)
 
 
 def built(some: Facts, plan: Plan, **words: Any) -> dict[str, bytes]:
@@ -790,17 +810,16 @@ def hosts(draw: st.DrawFn) -> Facts:
     kinds = draw(st.lists(st.sampled_from(BLOCK_KINDS), min_size=1, max_size=5))
     blocks = tuple(MemoryBlock(index, *kinds[n % len(kinds)], 0) for n, index in enumerate(indexes))
     count = draw(st.integers(0, 140))
-    reserved = tuple(
-        replace(HOST.firmware_map[0], start=s, end=s + PAGE, type=KINDS[s // PAGE % len(KINDS)])
+    lines += [
+        Resource(s, s + PAGE, KINDS[s // PAGE % len(KINDS)], 0)
         for s in range(64 * GIB, 64 * GIB + count * 2 * PAGE, 2 * PAGE)
-    )
+    ]
     lent = tuple(draw(st.lists(st.sampled_from([b.index for b in blocks]), max_size=4)))
     return replace(
         HOST,
         iomem=tuple(lines),
         blocks=blocks,
         block_bytes=SMALL_BLOCK,
-        firmware_map=reserved,
         zones=(Zone(0, "Normal", 0, 9, 9, 9, 9),),
         lent_blocks=tuple(sorted(set(lent))),
         cma_ranges=None,

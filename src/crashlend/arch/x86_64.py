@@ -81,22 +81,20 @@ def include_in_memory_map(
 
     RAM is what production has below 1 MiB, the reservation without the core header, and the lent
     ranges (crash_setup_memmap_entries() in the series). Everything else that firmware named is
-    handed on, so that ACPI and PCI find what they had.
+    handed on as production's kernel has it, so that ACPI and PCI find what they had. Not from the
+    firmware's own map: there EFI marks the windows of host bridges as reserved, which production has
+    taken back (efi_remove_e820_mmio()) and a crash kernel without EFI's map could not.
     """
     header = Ranges([(core_header.start, core_header.end)] if core_header else [])
     ram = (system_ram(facts) & LOW) | (reservations(facts) - header) | lent
     entries = [MapEntry(r.start, r.end, RAM) for r in ram]
     entries += [MapEntry(r.start, r.end, RESERVED) for r in header]
-    named = [(r.start, r.end, r.type) for r in facts.firmware_map] or [
-        # a kernel without CONFIG_FIRMWARE_MEMMAP: its own resources say nearly the same
-        (r.start, r.end, r.name)
-        for r in facts.iomem
-        if r.depth == 0 and r.name in E820_TYPES
-    ]
+    # at any depth: they come late, and PCI's windows may have been there before
+    # [e820__reserve_resources_late()]
     entries += [
-        MapEntry(start, end, kind if kind in E820_TYPES else RESERVED)
-        for start, end, kind in named
-        if kind != RAM
+        MapEntry(r.start, r.end, r.name)
+        for r in facts.iomem
+        if r.name in E820_TYPES and r.name != RAM
     ]
     return tuple(sorted(entries, key=lambda e: (e.start, e.end)))
 
