@@ -12,7 +12,7 @@ N ?= 60
 SEED ?= $(shell date +%Y%m%d)
 SECONDS ?= 60
 
-.PHONY: help demo test unit trials check trial exact proof bench census predictions fuzz soak agree matrix bare purgatory docs clean
+.PHONY: help demo test unit trials check trial exact proof bench census predictions fuzz soak agree matrix judges bare purgatory docs clean
 
 help: ## this list
 	@awk -F':.*## ' '/^[a-z]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' Makefile
@@ -59,6 +59,9 @@ agree: .venv/.lab ## what predict says, against kernels that are booted (an hour
 matrix: .venv/.lab ## every lender on every kernel, BIOS and UEFI (34 crashes); writes docs/compatibility.md
 	$(BIN)/crashlend lab matrix matrix/compatibility.toml --jobs $(JOBS) -o build/matrix --resume \
 	  --report docs/compatibility.md --data docs/results/matrix.json --quote README.md
+
+judges: .venv/.lab ## what the kernel and kexec-tools load beside crashlend (15 minutes); writes docs/judges.md
+	$(BIN)/crashlend lab judges --data docs/results/judges.json --report docs/judges.md
 
 check: .venv/.dev ## linters and types
 	$(BIN)/ruff check .

@@ -20,7 +20,13 @@ from crashlend.lab.suites.table import SUITE
 from crashlend.lenders.census import KINDS, NO_FLAGS
 
 ROOT = Path(__file__).resolve().parent.parent
-OWN_FORM = ("bench", "matrix", "soak", "soak-explained")  # results that are no single trial's
+OWN_FORM = (
+    "bench",
+    "judges",
+    "matrix",
+    "soak",
+    "soak-explained",
+)  # results that are no single trial's
 
 
 def test_settings_are_documented() -> None:

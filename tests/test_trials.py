@@ -8,11 +8,15 @@ from pathlib import Path
 
 import pytest
 
+from crashlend.lab.judges.guests import CASES, Case, read_guest
+from crashlend.lab.judges.report import verdicts
 from crashlend.lab.suite import run_named
 from crashlend.lab.suites.table import SUITE
 
 RESULTS = Path(os.environ.get("CRASHLEND_RESULTS", "build/trials"))
-CHOSEN = [t.name for t in SUITE if t.quick or os.environ.get("CRASHLEND_TRIALS") == "all"]
+ALL = os.environ.get("CRASHLEND_TRIALS") == "all"
+CHOSEN = [t.name for t in SUITE if t.quick or ALL]
+JUDGED = CASES if ALL else ()
 
 
 @pytest.mark.trial
@@ -22,6 +26,15 @@ def test_trial(name: str) -> None:
     """The trial comes out as the suite says; its result is kept as a file."""
     verdict = run_named(name, results=RESULTS, keep=None)
     assert verdict.passed, f"{name}: {verdict.why}\n{last_words(name)}"
+
+
+@pytest.mark.trial
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("case", JUDGED, ids=[f"judges-{case.name}" for case in JUDGED])
+def test_judges(case: Case) -> None:
+    """The kernel and kexec-tools load there what crashlend loads, but for the table's differences."""
+    complaints = [c for verdict in verdicts([read_guest(case)]) for c in verdict.complaints()]
+    assert complaints == []
 
 
 def last_words(name: str) -> str:

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from crashlend.cli import agree, bench, matrix, soak
+from crashlend.cli import agree, bench, judges, matrix, soak
 from crashlend.cli.main import size_argument
 from crashlend.cli.output import print_json, progress
 from crashlend.config import table
@@ -22,13 +22,14 @@ if TYPE_CHECKING:
 RUNS: dict[str, tuple[Any, str]] = {
     "agree": (agree, "what predict says, against kernels that are booted"),
     "bench": (bench, "what kexec-tools and crashlend need, side by side"),
+    "judges": (judges, "what crashlend loads beside what the kernel and kexec-tools load"),
     "matrix": (matrix, "a table of trials: kernels, lenders, firmware; here or on a cluster"),
     "soak": (soak, "random trials from a seed, each of which must go well"),
 }
 # those that boot some of their guests under UEFI
 UEFI_RUNS = ("agree", "soak")
-# those whose guests may run on other machines, and which look for QEMU themselves where they do not
-ELSEWHERE = ("matrix",)
+# those that may boot no guest here, and look for QEMU themselves where they do
+ELSEWHERE = ("judges", "matrix")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -56,7 +56,7 @@ STAGES = {
 DISK_FREE_BYTES = 700 << 20
 GUEST_PROGRAMS = (
     *("init", "agent.py", "probe.py", "kill.py", "victims.py", "scan.py", "loads.py", "late.py"),
-    *("vmcore.py", "hogs.py", "faulty.py", "slowpage.py"),
+    *("vmcore.py", "hogs.py", "faulty.py", "slowpage.py", "reading.py"),
 )
 
 

@@ -1,0 +1,156 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""docs/judges.md and docs/results/judges.json from what the judges read."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from crashlend.lab.judges.guests import CASES, KERNEL, TOOLS, Reading
+from crashlend.lab.judges.known import KNOWN
+from crashlend.lab.judges.verdict import judge
+from crashlend.lab.markdown import table
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from crashlend.lab.judges.verdict import Known, Verdict
+
+HEAD = """\
+# Two judges
+
+Written by `make judges` (`crashlend lab judges`) from [results/judges.json](results/judges.json).
+
+A crash kernel finds all it is told through its boot_params: the memory that it may use, its command line,
+its initramfs, and the core header that becomes /proc/vmcore. In one guest after the other the same kernel
+image and the same initramfs are loaded by crashlend (`kexec_load`) and by two others, and what then really
+lies in the reservation is read through /proc/kcore and compared, subject by subject:
+
+- **kernel**: `kexec -s -p`, which has the kernel itself build everything (`kexec_file_load`), with its
+  `,cma` ranges where there are any; against `crashlend load --syscall load`, which lends the same ranges.
+- **kexec-tools**: `kexec -c -p`, which builds everything in user space and knows nothing of `,cma`; against
+  `crashlend load --lender none`.
+
+The reader is not the builder: the tables of boot_params are written from the kernel's header once more and
+checked with gcc, and pyelftools reads the core header. Where a loader prints the memory map that it makes
+(`kexec -d`), that must be the one that was read.
+
+A subject is equal, or the difference is in `lab/judges/known.py` with its reason. Any other difference
+fails, and so does a row of that table that is no longer so
+([decision 20](decisions/0020-the-kernel-and-kexec-tools-judge.md)).
+
+## Guests
+
+"""
+COLUMNS = (
+    "guest",
+    "kernel",
+    "shows",
+    "judge",
+    "subjects",
+    "equal",
+    "known",
+    "unexplained",
+    "printed",
+)
+
+
+def verdicts(readings: Iterable[Reading], known: Sequence[Known] = KNOWN) -> list[Verdict]:
+    """Both judges' verdicts on each guest."""
+    return [verdict for reading in readings for verdict in judge(reading, known)]
+
+
+def json_text(readings: Iterable[Reading], machine: Mapping[str, Any]) -> str:
+    """The content of docs/results/judges.json: a line per load, so that people can compare."""
+    guests = []
+    for reading in readings:
+        data = reading.to_json()
+        loads = data.pop("loads")
+        inner = ",\n".join(
+            f"   {json.dumps(name)}: {{\n"
+            + ",\n".join(
+                f"    {json.dumps(key)}: {json.dumps(value)}" for key, value in load.items()
+            )
+            + "}"
+            for name, load in loads.items()
+        )
+        guests.append(f'{json.dumps(data)[:-1]}, "loads": {{\n{inner}}}}}')
+    body = ",\n  ".join(guests)
+    return f'{{"schema": 1,\n "machine": {json.dumps(machine)},\n "guests": [\n  {body}]}}\n'
+
+
+def readings_from(text: str) -> list[Reading]:
+    """The readings in that file."""
+    return [Reading.from_json(guest) for guest in json.loads(text)["guests"]]
+
+
+def markdown(readings: Sequence[Reading]) -> str:
+    """docs/judges.md."""
+    found = verdicts(readings)
+    shows = {case.name: case.shows for case in CASES}
+    releases = {reading.name: reading.release for reading in readings}
+    rows = [
+        (
+            *(v.guest, releases[v.guest], shows.get(v.guest, ""), v.judge),
+            len(v.equal) + len(v.known) + len(v.unknown),
+            *(len(v.equal), len(v.known), len(v.unknown), _witness(v)),
+        )
+        for v in found
+    ]
+    tools = sorted({reading.kexec_tools for reading in readings})
+    return (
+        HEAD
+        + table(COLUMNS, rows)
+        + f"\n*known*: differences that the table below explains; *printed*: whether the map that the "
+        f"loader printed agrees with the one that was read. {', '.join(tools)}.\n\n"
+        "## Differences, and why they are right\n"
+        + "".join(_section(name, found) for name in (KERNEL, TOOLS))
+        + _subjects(found)
+    )
+
+
+def _witness(verdict: Verdict) -> str:
+    return "differs" if verdict.misread else "agrees" if verdict.witnessed else "none"
+
+
+def _section(judge_name: str, found: Sequence[Verdict]) -> str:
+    """The differences from one judge, each with what both sides have in the first guest that has it."""
+    rows: dict[int, list[Any]] = {}
+    guests: dict[int, list[str]] = {}
+    mine = [v for v in found if v.judge == judge_name]
+    for verdict in mine:
+        for finding, known in verdict.known:
+            rows.setdefault(id(known), [known, finding])
+            named = guests.setdefault(id(known), [])
+            if verdict.guest not in named:
+                named.append(verdict.guest)
+    order = {id(known): number for number, known in enumerate(KNOWN)}
+    lines = [
+        (
+            *(finding.subject, _cell(finding.theirs), _cell(finding.ours)),
+            "all" if len(guests[key]) == len(mine) else ", ".join(guests[key]),
+            *(known.why, known.source),
+        )
+        for key, (known, finding) in sorted(rows.items(), key=lambda item: order.get(item[0], 0))
+    ]
+    head = ("subject", judge_name, "crashlend", "guests", "why it is right", "source")
+    return f"\n### {judge_name}\n\n" + table(head, lines)
+
+
+def _cell(text: str) -> str:
+    return text if len(text) <= 120 else f"{text[:100]}… ({len(text)} characters)"
+
+
+def _subjects(found: Sequence[Verdict]) -> str:
+    """All that is compared, and in how many of the comparisons it was equal."""
+    counts: dict[str, list[int]] = {}
+    for verdict in found:
+        for finding in verdict.equal:
+            counts.setdefault(finding.subject, [0, 0])[0] += 1
+        for finding in (*(f for f, _ in verdict.known), *verdict.unknown):
+            counts.setdefault(finding.subject, [0, 0])[1] += 1
+    always = [subject for subject, (_, differs) in sorted(counts.items()) if not differs]
+    return (
+        f"\n## Equal in each of the {len(found)} comparisons\n\n"
+        f"{len(always)} of {len(counts)} subjects: " + ", ".join(always) + ".\n"
+    )
