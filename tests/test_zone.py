@@ -472,10 +472,11 @@ def test_zoneinfo_s_count_of_cma_pages_is_read() -> None:
     assert [z.cma for z in parse_zoneinfo(text)] == [None]
 
 
-def test_kexec_file_load_cannot_hand_over_a_zone() -> None:
-    """The kernel builds the map by itself and knows only ,cma."""
-    with pytest.raises(RefusedError, match="kexec_file_load cannot"):
-        plan_of(CLEAN, syscall="file")
+def test_kexec_file_load_lends_a_zone_by_words() -> None:
+    """All runs that kexec_load would be given are on the command line."""
+    plan = plan_of(CLEAN, syscall="file")
+    assert plan.by_word == plan.lent == plan_of(CLEAN).lent
+    assert plan.lent
 
 
 # --- several lenders -----------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Optional
 
-from crashlend import lowmem
+from crashlend import filemode, lowmem
 from crashlend.arch import Layout, for_machine
 from crashlend.capture.initramfs import load_archive
 from crashlend.crash_cpus import crash_cpus
@@ -18,7 +18,7 @@ from crashlend.errors import RefusedError
 from crashlend.formats.bzimage import BzImage
 from crashlend.formats.cmdline import USUAL_LIMIT, CrashCmdline, crash_cmdline
 from crashlend.jsonable import to_json
-from crashlend.lenders import Offer
+from crashlend.lenders import NOTHING, Offer
 from crashlend.lenders.asked import find_in_request
 from crashlend.lenders.combined import make_offer
 from crashlend.quiesce import Quiesce, parse_quiesce, plan_quiesce, quiesce_notes
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from crashlend.arch import MapEntry
     from crashlend.config import Settings
     from crashlend.facts import Facts
+    from crashlend.formats.elfcore import ProgramHeader
 
 # makedumpfile's levels that leave out page cache, private page cache and user data
 USER_DATA_LEVELS = 2 | 4 | 8
@@ -69,7 +70,11 @@ class Costs:
 
 @dataclass(frozen=True)
 class Plan:
-    """What ``load`` would do. ``layout`` is None where ``incomplete`` says why."""
+    """What ``load`` would do. ``layout`` is None where ``incomplete`` says why.
+
+    With kexec_file_load ``by_word`` is what of ``lent`` goes onto the command line, and
+    ``program_headers`` what the core header of crashlend's own has then (filemode.py).
+    """
 
     arch: str
     release: str
@@ -89,6 +94,8 @@ class Plan:
     layout: Optional[Layout] = None
     incomplete: str = ""
     notes: tuple[str, ...] = ()
+    by_word: Ranges = NOTHING
+    program_headers: tuple[ProgramHeader, ...] = ()
 
     def to_json(self) -> dict[str, object]:
         """The plan as ``crashlend plan --json`` prints it."""
@@ -116,9 +123,16 @@ def make_plan(
             "lent memory holds just that, and it will be missing from the dump",
             hint="use a level with 2, 4 and 8 set (31), --lend 0, or --allow-missing-user-data",
         )
-    syscall = _syscall(facts, settings, offer.lender)
+    syscall = _syscall(facts, settings)
+    by_word, notes = NOTHING, offer.notes
+    limit = (payload.image.cmdline_limit if payload else 0) or USUAL_LIMIT
+    if syscall == "file":
+        handed = filemode.hand_over(
+            facts, lent, crash_cpus(facts, settings).words, settings.append, limit
+        )
+        lent, by_word, notes = handed.lent, handed.by_word, (*notes, *handed.notes)
     wish = parse_quiesce(settings.dma_quiesce)
-    quiesce = plan_quiesce(facts, wish, lending=bool(lent), syscall=syscall)
+    quiesce = plan_quiesce(facts, wish, lending=bool(lent), syscall=syscall, by_word=bool(by_word))
     variables = _load_variables(facts, offer.lender, lent, level, allow)
     reservation = arch.reservations(facts)
     taken = reservation.size or facts.crash_size_bytes or 0
@@ -137,8 +151,9 @@ def make_plan(
         on_mismatch=settings.on_mismatch,
         costs=Costs(taken, lent.size),
         load_variables=variables,
+        by_word=by_word,
         notes=(
-            *offer.notes,
+            *notes,
             *_findings(facts, enough=settings.lend is not None or lent.size >= offer.asked_bytes),
             *_doubts(facts, lent),
             *quiesce_notes(facts, wish, quiesce, lent.size),
@@ -159,25 +174,9 @@ def _complete(plan: Plan, facts: Facts, settings: Settings, payload: Payload) ->
     arch = for_machine(facts.arch)
     initramfs_bytes = align_up(payload.initramfs_bytes, 4) + len(load_archive(plan.load_variables))
     limit = payload.image.cmdline_limit or USUAL_LIMIT
-    cpus = crash_cpus(facts, settings)
     if plan.syscall == "file":
-        # the kernel builds map, header and elfcorehdr= by itself
-        cmdline = crash_cmdline(
-            facts.cmdline_bytes, cpus.words, append=settings.append, limit=limit - 32
-        )
-        ram = _ram(arch.include_in_memory_map(facts, None, plan.lent), arch.RAM)
-        return replace(
-            plan,
-            cmdline=cmdline,
-            costs=_costs(plan, ram),
-            notes=(
-                *plan.notes,
-                *cpus.notes,
-                KERNELS_PURGATORY,
-                *lowmem.warnings(ram, facts.narrow_devices),
-            ),
-            incomplete="kexec_file_load: the kernel places the segments",
-        )
+        return _complete_file(plan, facts, settings, payload, initramfs_bytes, limit)
+    cpus = crash_cpus(facts, settings)
     reservation = arch.main_reservation(facts)
     if reservation is None:
         raise arch.no_reservation()
@@ -224,6 +223,56 @@ def _complete(plan: Plan, facts: Facts, settings: Settings, payload: Payload) ->
     )
 
 
+def _complete_file(
+    plan: Plan,
+    facts: Facts,
+    settings: Settings,
+    payload: Payload,
+    initramfs_bytes: int,
+    limit: int,
+) -> Plan:
+    """The same for kexec_file_load, where the kernel places everything.
+
+    It makes map and core header by itself; what it leaves out of the first goes into words, and a
+    core header of crashlend's own leaves that out of the second.
+    """
+    arch = for_machine(facts.arch)
+    image, reservation = payload.image, arch.main_reservation(facts)
+    if reservation is None:
+        raise arch.no_reservation()
+    headers: tuple[ProgramHeader, ...] = ()
+    if plan.by_word:
+        headers = arch.exclude_from_vmcore(facts, plan.lent | Ranges(facts.cma_ranges or ()))
+        initramfs_bytes += filemode.core_header_bytes(len(headers))
+    filemode.check_room(reservation, image, initramfs_bytes)
+    ram = _ram(arch.include_in_memory_map(facts, None, plan.lent), arch.RAM)
+    cpus = crash_cpus(facts, settings)
+    words = [*cpus.words, *filemode.words_of(plan.by_word)]
+    taken = filemode.taken_at_start(reservation, image, initramfs_bytes)
+    bounce = lowmem.bounce_word(ram, taken)
+    if bounce:
+        words.append((bounce, lowmem.BOUNCE_REASON))
+    cmdline = crash_cmdline(
+        facts.cmdline_bytes,
+        words,
+        append=settings.append,
+        limit=limit - filemode.KERNELS_OWN_BYTES,
+    )
+    return replace(
+        plan,
+        cmdline=cmdline,
+        program_headers=headers,
+        costs=_costs(plan, ram),
+        notes=(
+            *plan.notes,
+            *cpus.notes,
+            KERNELS_PURGATORY,
+            *lowmem.warnings(ram, facts.narrow_devices),
+        ),
+        incomplete="kexec_file_load: the kernel places the segments",
+    )
+
+
 def _ram(memory_map: Sequence[MapEntry], kind: str) -> Ranges:
     return Ranges((e.start, e.end) for e in memory_map if e.kind == kind)
 
@@ -234,8 +283,8 @@ def _costs(plan: Plan, ram: Ranges) -> Costs:
     return replace(plan.costs, crash_kernel_bytes=ram.size, crash_kernel_low_bytes=low)
 
 
-def _syscall(facts: Facts, settings: Settings, lender: str) -> str:
-    """kexec_load unless it is refused; kexec_file_load lends only what the kernel itself lends."""
+def _syscall(facts: Facts, settings: Settings) -> str:
+    """kexec_load unless it is refused."""
     choice = settings.syscall
     locked = facts.lockdown in ("integrity", "confidentiality")
     if choice == "auto":
@@ -244,13 +293,7 @@ def _syscall(facts: Facts, settings: Settings, lender: str) -> str:
         raise RefusedError(
             "kexec_load is refused on this host",
             f"kernel lockdown is in force ({facts.lockdown})",
-            hint="use --syscall file (the distribution's signed kernel, lender cma or none)",
-        )
-    if choice == "file" and lender not in ("cma", "none"):
-        raise RefusedError(
-            "kexec_file_load cannot hand over movable memory",
-            "the kernel builds the crash kernel's memory map by itself and knows only ,cma",
-            hint="use --syscall load, or --lend 0",
+            hint="use --syscall file, with the distribution's signed kernel",
         )
     if facts.kexec_load_limit_panic == 0:
         raise RefusedError(

@@ -180,16 +180,19 @@ def candidates(facts: Facts, which: str) -> list[PciFunction]:
 # --- the plan ------------------------------------------------------------------------------------
 
 
-def plan_quiesce(facts: Facts, wish: Wish, *, lending: bool, syscall: str) -> Quiesce:
+def plan_quiesce(
+    facts: Facts, wish: Wish, *, lending: bool, syscall: str, by_word: bool = False
+) -> Quiesce:
     """What is done on this host.
 
+    ``by_word``: with kexec_file_load crashlend itself lends memory that the kernel would not.
     RefusedError where a writer that no wait ends would be let go on, where a watchdog would surely
     end the wait, and where kexec_file_load (``syscall`` "file") has no place for what is asked.
     """
     if not lending:
         return Quiesce(0.0, "nothing is lent")
     if syscall == "file":
-        return _by_the_kernel_alone(facts, wish)
+        return _by_the_kernel_alone(facts, wish, by_word)
     if facts.cma_ranges:
         wait = 0.0
         reason = "the kernel waits 10 s by itself, because it has crashkernel CMA ranges"
@@ -204,14 +207,20 @@ def plan_quiesce(facts: Facts, wish: Wish, *, lending: bool, syscall: str) -> Qu
     return quiesce
 
 
-def _by_the_kernel_alone(facts: Facts, wish: Wish) -> Quiesce:
-    """With kexec_file_load purgatory is the kernel's own, which waits for nothing."""
+def _by_the_kernel_alone(facts: Facts, wish: Wish, by_word: bool) -> Quiesce:
+    """With kexec_file_load purgatory is the kernel's own, which waits for nothing.
+
+    What the kernel lends by itself it lends in any case; crashlend adds nothing to that beside a
+    writer that no wait ends.
+    """
     if wish.bus_masters or wish.watch_seconds:
         raise RefusedError(
             f"dma_quiesce={wish} is not to be had with kexec_file_load",
             "what would do it is crashlend's own purgatory, and the kernel takes none",
             hint="use --syscall load, or --dma-quiesce wait=10",
         )
+    if by_word and facts.privileged and facts.endless_writers:
+        raise _beside(facts.endless_writers[0], "end what uses it, or --lend 0")
     return Quiesce(
         0.0,
         "the kernel waits 10 s by itself, because it has crashkernel CMA ranges"
@@ -228,12 +237,19 @@ def _demand_an_end(facts: Facts, quiesce: Quiesce) -> None:
     if not left:
         return
     out_of_reach = quiesce.bus_masters or not _could_be_off(facts, left)
-    raise RefusedError(
-        f"memory must not be lent beside {left[0].driver} ({left[0].address or 'address unknown'})",
-        f"{left[0].name}: {left[0].why}, so no wait ends its DMA; {left[0].seen}",
-        hint="its bus mastering can't be switched off: end what uses it, or --lend 0"
+    raise _beside(
+        left[0],
+        "its bus mastering can't be switched off: end what uses it, or --lend 0"
         if out_of_reach
         else "use --dma-quiesce wait=10,bus-masters-off, end what uses it, or --lend 0",
+    )
+
+
+def _beside(one: EndlessWriter, hint: str) -> RefusedError:
+    return RefusedError(
+        f"memory must not be lent beside {one.driver} ({one.address or 'address unknown'})",
+        f"{one.name}: {one.why}, so no wait ends its DMA; {one.seen}",
+        hint=hint,
     )
 
 

@@ -176,10 +176,11 @@ json_seconds() {
   printf '%d.%02d' $(($1 / 100)) $(($1 % 100))
 }
 
-# ram_ranges MEMMAP IOMEM: "START-END" per line, half-open, sorted: the memory map that the
-# loader passed (/sys/firmware/memmap), or what the kernel made of it (/proc/iomem).
+# ram_ranges MEMMAP IOMEM CMDLINE: "START-END" per line, half-open, sorted: the memory map that the
+# loader passed (/sys/firmware/memmap), or what the kernel made of it (/proc/iomem) where there is
+# none or words of the command line (memmap=) have added to it.
 ram_ranges() {
-  if [ -r "$1/0/type" ]; then
+  if [ -r "$1/0/type" ] && ! grep -q -E '(^| )memmap=' "${3:-/dev/null}"; then
     for entry in "$1"/*; do
       read -r type <"$entry/type"
       [ "$type" = 'System RAM' ] || continue
@@ -248,7 +249,7 @@ capture_json() {
   "crash_kernel": {
     "mem_total_bytes": $((total * 1024)),
     "peak_used_bytes": $(((total - least) * 1024)),
-    "ram_ranges": $(json_ranges "$(ram_ranges /sys/firmware/memmap /proc/iomem)")
+    "ram_ranges": $(json_ranges "$(ram_ranges /sys/firmware/memmap /proc/iomem /proc/cmdline)")
   },
   "vmcore": {"path": $(json_string "$vmcore"), "bytes": $VMCORE_BYTES},
   "dmesg": {"path": "dmesg.txt", "bytes": $DMESG_BYTES},

@@ -130,10 +130,11 @@ def _bring_back(state: State, previous: Record, error: Exception, facts: Facts, 
     if why_not:
         return _lose(state, previous, error, f"the old one can't be brought back: {why_not}", say)
     copy = kept.recall(str(previous.get("fingerprint")))
-    copy.image.load()
+    found = copy.image.load()
     if not kexec.crash_loaded():
         raise CrashlendError("the old crash kernel is not loaded", "the kernel says so afterwards")
-    state.set_loaded(previous)
+    # the kernel may have put it elsewhere, where it chooses the places
+    state.set_loaded({**previous, "marker": found})
     say("the new crash kernel was not taken; the one that was loaded before is loaded again")
     return "the crash kernel that was loaded before is loaded again"
 

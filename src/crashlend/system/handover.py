@@ -188,7 +188,7 @@ def _hand_over(
     }
     state.set_loaded({**record, "step": "loading", "previous": previous})
     try:
-        crash_image.load(fillers)
+        found = crash_image.load(fillers)
         if not kexec.crash_loaded():
             raise CrashlendError("the crash kernel is not loaded", "the kernel says so afterwards")
     except CrashlendError:
@@ -196,4 +196,4 @@ def _hand_over(
         if kexec.crash_loaded():
             state.set_loaded(previous)
         raise
-    state.set_loaded({**record, "step": "loaded"})
+    state.set_loaded({**record, "marker": found, "step": "loaded"})

@@ -9,18 +9,18 @@ So a load records where its boot_params and purgatory lie and their digests, and
 from __future__ import annotations
 
 import hashlib
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Optional
 
+from crashlend import filemode
 from crashlend.arch import Layout, for_machine
 from crashlend.capture.initramfs import load_archive
 from crashlend.errors import CrashlendError
-from crashlend.formats import elfcore
 from crashlend.hostfiles import HostFiles, TreeFiles
 from crashlend.ranges import align_up
-from crashlend.system import kexec
+from crashlend.system import file_load, kexec
+from crashlend.system.physical import read_physical
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from crashlend.payload import Files
     from crashlend.plan import Plan
 
-KCORE = "/proc/kcore"
 # what tells one image from another in memory. Purgatory has the digests of all other segments, which
 # is why an image that differs in the ELF core header alone is another; nothing writes there before a
 # crash. boot_params come first: older versions looked for them alone
@@ -39,13 +38,20 @@ MARKED = ("boot_params", "purgatory")
 
 @dataclass(frozen=True)
 class CrashImage:
-    """All bytes of one load. ``layout`` is None where the kernel itself places the segments."""
+    """All bytes of one load. ``layout`` is None where the kernel itself places the segments.
+
+    With ``core_header_at`` such an image lends memory by words (filemode.py): there in the
+    initramfs begins crashlend's core header, whose address the command line has a placeholder for.
+    From ``lending_at`` on the initramfs is about lending alone.
+    """
 
     layout: Optional[Layout]
     segments: dict[str, bytes]
     kernel: bytes
     initramfs: bytes
     cmdline: bytes
+    core_header_at: Optional[int] = None
+    lending_at: int = 0
 
     def fingerprint(self) -> str:
         """What tells one image from another: every byte of it and where it goes."""
@@ -68,27 +74,42 @@ class CrashImage:
         )
         return {**first, "also": others}
 
-    def load(self, fillers: Sequence[Segment] = ()) -> None:
+    def load(self, fillers: Sequence[Segment] = ()) -> Optional[dict[str, Any]]:
         """Hand it to the kernel. CrashlendError tells its errno in words.
+
+        Returns what to look for in memory later; None where nothing is known of the places.
 
         ``fillers`` are segments of which nothing is stored: parts of the reservation that the
         kernel must do without. NoRoomError when its control pages do not fit in the rest. Not for
         what the kernel itself places (``layout`` is None).
         """
         if self.layout is None:
-            _load_by_file(self.kernel, self.initramfs, self.cmdline)
-            return
+            return self._load_by_file()
         segments = [(s, self.segments[s.name]) for s in self.layout.segments]
         kexec.load(
             self.layout.segment("purgatory").start, [*segments, *((f, b"") for f in fillers)]
         )
+        return self.marker()
+
+    def _load_by_file(self) -> Optional[dict[str, Any]]:
+        if self.core_header_at is None:
+            file_load.load_once(self.kernel, self.initramfs, self.cmdline)
+            return None
+        first, *others = file_load.load_lending(
+            self.kernel, self.initramfs, self.cmdline, self.core_header_at, self.lending_at
+        )
+        return {**marker(*first), "also": [marker(*one) for one in others]}
 
 
 def build_image(plan: Plan, facts: Facts, files: Files) -> CrashImage:
     """Make the bytes that a complete plan describes."""
     cmdline = plan.cmdline.encode() if plan.cmdline else b""
     padding = align_up(len(files.initramfs), 4) - len(files.initramfs)
-    initramfs = files.initramfs + bytes(padding) + load_archive(plan.load_variables)
+    own = files.initramfs + bytes(padding)
+    initramfs = own + load_archive(plan.load_variables)
+    at: Optional[int] = None
+    if plan.by_word:
+        initramfs, at = filemode.with_core_header(initramfs, plan.program_headers)
     segments: dict[str, bytes] = {}
     if plan.layout is not None:
         segments = for_machine(plan.arch).build_segments(
@@ -102,23 +123,7 @@ def build_image(plan: Plan, facts: Facts, files: Files) -> CrashImage:
             quiesce=plan.quiesce,
             on_mismatch=plan.on_mismatch,
         )
-    return CrashImage(plan.layout, segments, files.kernel, initramfs, cmdline)
-
-
-def _load_by_file(kernel: bytes, initramfs: bytes, cmdline: bytes) -> None:
-    """kexec_file_load takes file descriptors: both files go into memory files."""
-    fds = []
-    try:
-        for name, data in (("kernel", kernel), ("initramfs", initramfs)):
-            fd = os.memfd_create(name)
-            fds.append(fd)
-            view = memoryview(data)
-            while view:
-                view = view[os.write(fd, view) :]
-        kexec.load_file(fds[0], fds[1], cmdline)
-    finally:
-        for fd in fds:
-            os.close(fd)
+    return CrashImage(plan.layout, segments, files.kernel, initramfs, cmdline, at, len(own))
 
 
 def marker(start: int, data: bytes) -> dict[str, Any]:
@@ -140,21 +145,9 @@ def is_in_memory(known: Any, files: Optional[HostFiles] = None) -> Optional[bool
 
 def _is_there(known: dict[str, Any], files: HostFiles) -> Optional[bool]:
     try:
-        data = _read_physical(files, known["start"], known["bytes"])
+        data = read_physical(files, known["start"], known["bytes"])
     except (OSError, CrashlendError, KeyError, TypeError):
         return None
     if len(data) != known["bytes"]:
         return None
     return bool(hashlib.sha256(data).hexdigest() == known.get("sha256"))
-
-
-def _read_physical(files: HostFiles, start: int, size: int) -> bytes:
-    """``size`` bytes at physical ``start``; b"" where kcore does not show them."""
-    ehdr = files.read(KCORE, elfcore.EHDR.size)
-    headers = files.read(KCORE, elfcore.headers_end(ehdr))
-    places = elfcore.parse_program_headers(headers, physical=False)
-    for header, place in zip(elfcore.parse_program_headers(headers), places):
-        direct = header.type == elfcore.PT_LOAD and header.virt < elfcore.KERNEL_TEXT_BASE
-        if direct and header.phys <= start and start + size <= header.end:
-            return files.read(KCORE, size, offset=place.phys + start - header.phys)
-    return b""

@@ -67,6 +67,8 @@ def keep(image: CrashImage, fingerprint: str, files: Files) -> str:
         "initramfs_bytes": len(files.initramfs),
         "cmdline": image.cmdline.hex(),
         "layout": None if image.layout is None else to_json(image.layout),
+        "core_header_at": image.core_header_at,
+        "lending_at": image.lending_at,
         "segments": segments,
         "parts": [
             {"name": name, "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
@@ -137,7 +139,16 @@ def _assemble(header: dict[str, Any], parts: dict[str, bytes]) -> Kept:
         for name, where in header["segments"].items()
     }
     layout = None if header["layout"] is None else from_json(Layout, header["layout"])
-    image = CrashImage(layout, segments, kernel, initramfs, bytes.fromhex(header["cmdline"]))
+    image = CrashImage(
+        layout,
+        segments,
+        kernel,
+        initramfs,
+        bytes.fromhex(header["cmdline"]),
+        # copies of older versions have neither
+        header.get("core_header_at"),
+        header.get("lending_at", 0),
+    )
     files = Files(
         Path(header["kernel_path"]),
         kernel,

@@ -7,9 +7,11 @@ import ctypes
 import errno
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Optional
 
 from crashlend.errors import CrashlendError, RefusedError
+from crashlend.formats import bootparams
+from crashlend.system.file_errors import Circumstances, file_error
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -21,6 +23,9 @@ KEXEC_ON_CRASH = 1
 KEXEC_FILE_UNLOAD, KEXEC_FILE_ON_CRASH = 1, 2
 KEXEC_ARCH_X86_64 = 62 << 16
 MAX_SEGMENTS = 16
+NO_FILE = -1
+# enum efi_secureboot_mode, include/linux/efi.h
+SECURE_BOOT = {2: False, 3: True}
 
 
 class NoRoomError(CrashlendError):
@@ -55,17 +60,36 @@ def load(entry: int, segments: Sequence[tuple[Segment, bytes]]) -> None:
         row.bufsz = len(data)
         row.mem = segment.start
         row.memsz = segment.memory_bytes
-    _call(_number(0), entry, len(segments), table, KEXEC_ON_CRASH | KEXEC_ARCH_X86_64)
+    code = _call(_number(0), entry, len(segments), table, KEXEC_ON_CRASH | KEXEC_ARCH_X86_64)
+    if code:
+        raise _error(code)
 
 
 def unload() -> None:
-    """Drop the loaded crash image; nothing happens when there is none."""
-    _call(_number(0), 0, 0, None, KEXEC_ON_CRASH | KEXEC_ARCH_X86_64)
+    """Drop the loaded crash image; nothing happens when there is none.
+
+    Lockdown (EPERM) and IMA (EACCES) refuse kexec_load even where it is to load nothing: then
+    kexec_file_load does it, which reads no file for that.
+    """
+    code = _call(_number(0), 0, 0, None, KEXEC_ON_CRASH | KEXEC_ARCH_X86_64)
+    flags = KEXEC_FILE_UNLOAD | KEXEC_FILE_ON_CRASH
+    if code in (errno.EPERM, errno.EACCES) and not _call(
+        _number(1), NO_FILE, NO_FILE, 0, None, flags
+    ):
+        return
+    if code:
+        raise _error(code)
 
 
-def load_file(kernel: int, initramfs: int, cmdline: bytes) -> None:
-    """Have the kernel itself load the image from two file descriptors."""
-    _call(_number(1), kernel, initramfs, len(cmdline) + 1, cmdline + b"\0", KEXEC_FILE_ON_CRASH)
+def load_file(kernel: int, initramfs: int, cmdline: bytes, *, sizes: str = "") -> None:
+    """Have the kernel itself load the image from two file descriptors.
+
+    ``sizes``: words on what is to be placed, for the error that says that there is no room.
+    """
+    words = (kernel, initramfs, len(cmdline) + 1, cmdline + b"\0", KEXEC_FILE_ON_CRASH)
+    code = _call(_number(1), *words)
+    if code:
+        raise file_error(code, Circumstances(_lockdown(), _secure_boot(), sizes))
 
 
 def crash_loaded() -> bool:
@@ -80,15 +104,15 @@ def _number(which: int) -> int:
     return SYSCALLS[machine][which]
 
 
-def _call(number: int, *args: object) -> None:
+def _call(number: int, *args: object) -> int:
+    """The call's errno; 0 when all is well."""
     libc = ctypes.CDLL(None, use_errno=True)
     wrapped = [ctypes.c_long(a) if isinstance(a, int) else a for a in args]
-    if libc.syscall(ctypes.c_long(number), *wrapped) != 0:
-        raise _error(ctypes.get_errno())
+    return ctypes.get_errno() if libc.syscall(ctypes.c_long(number), *wrapped) != 0 else 0
 
 
 def _error(code: int) -> CrashlendError:
-    """An errno of either call in words (kernel/kexec.c, kexec_core.c, kexec_file.c)."""
+    """An errno of kexec_load in words (kernel/kexec.c, kexec_core.c)."""
     name = errno.errorcode.get(code, str(code))
     what = f"the kernel refused the crash image ({name})"
     if code == errno.EPERM:
@@ -103,6 +127,13 @@ def _error(code: int) -> CrashlendError:
             what,
             "not permitted",
             hint="run as root; kernel.kexec_load_disabled or a load limit may be set until reboot",
+        )
+    if code == errno.EACCES:
+        # ima_load_data(), security/integrity/ima/ima_main.c
+        return RefusedError(
+            what,
+            "IMA can't appraise an image that is not given to the kernel as a file",
+            hint="only kexec_file_load of a signed kernel remains: --syscall file",
         )
     if code == errno.ENOMEM:
         return NoRoomError(
@@ -122,14 +153,8 @@ def _error(code: int) -> CrashlendError:
         errno.EBUSY: ("another kexec is under way", "try again"),
         errno.ENOSYS: (
             "this kernel has no such system call",
-            "a kernel with CONFIG_KEXEC (or CONFIG_KEXEC_FILE) is needed",
+            "a kernel with CONFIG_KEXEC is needed",
         ),
-        errno.ENOEXEC: ("it does not take this image format", "give it a bzImage"),
-        errno.EKEYREJECTED: (
-            "the image's signature is not trusted",
-            "use the distribution's image",
-        ),
-        errno.ENODATA: ("the image is not signed", "use the distribution's signed image"),
     }.get(code, (os.strerror(code), ""))
     return CrashlendError(what, why, hint=hint)
 
@@ -143,3 +168,14 @@ def _lockdown() -> str:
         if f"[{level}]" in text:
             return level
     return ""
+
+
+def _secure_boot() -> Optional[bool]:
+    """Whether the kernel was started under Secure Boot; None where it does not say."""
+    try:
+        page = Path("/sys/kernel/boot_params/data").read_bytes()
+    except OSError:
+        return None
+    if len(page) < bootparams.SIZE:
+        return None
+    return SECURE_BOOT.get(bootparams.FIELDS.read(page, "secure_boot"))

@@ -30,6 +30,7 @@ from crashlend.formats.procfs import parse_iomem
 from crashlend.hostfiles import TreeFiles
 from crashlend.ranges import Ranges
 from crashlend.system import image
+from crashlend.system.physical import read_physical
 
 BLOCKS = Path("/sys/devices/system/memory")
 RUN = Path("/run/crashlend")
@@ -80,7 +81,7 @@ class Host:
         files = TreeFiles(Path("/"))
         if not self.loaded or not marker or not image.is_in_memory(marker):
             return None
-        page = image._read_physical(files, marker["start"], SIZE)
+        page = read_physical(files, marker["start"], SIZE)
         ram = Ranges((e.start, e.end) for e in parse_e820(page) if e.type == E820_RAM)
         iomem = parse_iomem(files.read("/proc/iomem"))
         own = Ranges((r.start, r.end) for r in iomem if r.name == "Crash kernel")

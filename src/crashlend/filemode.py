@@ -1,0 +1,238 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""What kexec_file_load does not hand over by itself, and how it reaches the crash kernel. Pure.
+
+There the kernel builds the crash kernel's memory map and the core header. It knows its own
+``,cma`` ranges (Linux 6.17 and later, with CONFIG_CMA) and no other lent memory. So all other lent
+ranges become words of the crash kernel's command line, and so does the place of a core header of
+crashlend's own that leaves them out: of two ``elfcorehdr=`` the last one counts (setup_elfcorehdr()
+in kernel/crash_dump.c), and the kernel puts its own at the front (setup_cmdline() in
+arch/x86/kernel/kexec-bzimage64.c).
+
+The header lies at the end of the initramfs, which the kernel stores in the reservation and whose
+digest its purgatory verifies. The crash kernel reads it at fs_initcall (vmcore_init()), before it
+unpacks the initramfs and gives its memory to others (rootfs_initcall).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from crashlend.errors import CrashlendError, RefusedError, TooSmallError
+from crashlend.formats import elfcore, newc
+from crashlend.formats.cmdline import crash_cmdline, parameter_name, split
+from crashlend.formats.cmdline_words import Reasoned
+from crashlend.ranges import Ranges, align_down, align_up
+from crashlend.sizes import MIB, format_size, mib
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from crashlend.facts import Facts
+    from crashlend.formats.bzimage import BzImage
+    from crashlend.formats.elfcore import ProgramHeader
+    from crashlend.ranges import Range
+
+PAGE = 4096
+# the NUL and what the kernel puts before the line (MAX_ELFCOREHDR_STR_LEN, kexec-bzimage64.c)
+KERNELS_OWN_BYTES = 32
+# its address is known once the kernel has placed the initramfs; the length must be known before
+PLACEHOLDER = "elfcorehdr=0x0000000000000000"
+CORE_HEADER_REASON = "crashlend's own core header, which leaves lent memory out"
+MEMORY_REASON = "lent memory: kexec_file_load hands over no other than its own ,cma ranges"
+BOUNCE_BYTES = len(" swiotlb=32768")
+CORE_HEADER_PATH = "etc/crashlend/elfcorehdr"
+# kexec_file_load: the first finds out where the kernel puts the initramfs
+LOADS = 2
+# Purgatory (8 pages and more), boot_params with the command line, the core header: at least
+LEAST_ABOVE_BYTES, LEAST_BELOW_BYTES = 3 * PAGE, PAGE
+# and what is plenty for them: with CONFIG_CRASH_HOTPLUG the core header alone has 0.9 MiB
+PLENTY_BYTES = 2 * MIB
+
+
+class Handed(NamedTuple):
+    """What reaches the crash kernel: ``lent`` in all, ``by_word`` of it on the command line."""
+
+    lent: Ranges
+    by_word: Ranges
+    notes: tuple[str, ...]
+
+
+def hand_over(
+    facts: Facts, foreseen: Ranges, more: Sequence[tuple[str, str]], append: str, limit: int
+) -> Handed:
+    """Which of the ``foreseen`` ranges can be lent by kexec_file_load.
+
+    ``more`` are the other words of crashlend's own; ``limit`` is the image's limit for its command line in bytes: where that is too short, the
+    largest ranges are taken. RefusedError where the loaded image can't be looked at, or may not
+    be loaded twice.
+    """
+    kernels = Ranges(facts.cma_ranges or ())
+    wanted = foreseen - kernels
+    if not wanted:
+        return Handed(foreseen, wanted, _unasked(kernels, foreseen))
+    _demand_a_look(facts)
+    words = [*more, Reasoned(PLACEHOLDER, ""), Reasoned("memmap=", "")]
+    line = crash_cmdline(facts.cmdline_bytes, words, append=append, limit=limit - KERNELS_OWN_BYTES)
+    room = limit - KERNELS_OWN_BYTES - len(line.encode()) - BOUNCE_BYTES
+    by_word = largest(wanted, room)
+    notes = list(_unasked(kernels, foreseen))
+    if by_word != wanted:
+        notes.append(
+            f"{mib(wanted.size - by_word.size)} in {len(wanted) - len(by_word)} ranges are not lent: "
+            f"the crash kernel's command line, {limit} bytes at most, has no room for more than the "
+            f"{len(by_word)} largest"
+        )
+    if not kernels:
+        notes.append(
+            "nothing waits for DMA before the crash kernel uses lent memory: the purgatory of "
+            "kexec_file_load is the kernel's own, and it waits only where it has ,cma ranges"
+        )
+    return Handed((foreseen & kernels) | by_word, by_word, tuple(notes))
+
+
+def _unasked(kernels: Ranges, foreseen: Ranges) -> tuple[str, ...]:
+    """The kernel hands its own ranges over whether anybody wants that or not."""
+    missed = kernels - foreseen
+    if not missed:
+        return ()
+    return (
+        f"the kernel gives the crash kernel {mib(missed.size)} of its own ,cma ranges, too, and "
+        "leaves them out of the dump: kexec_file_load always does",
+    )
+
+
+def _demand_a_look(facts: Facts) -> None:
+    if facts.iomem and (facts.page_offset is None or facts.kernel_text is None):
+        locked = facts.lockdown == "confidentiality"
+        raise RefusedError(
+            "kexec_file_load can't lend memory on this host",
+            "kernel lockdown (confidentiality) hides /proc/kcore, where crashlend looks for the "
+            "image that it has loaded"
+            if locked
+            else "/proc/kcore, where crashlend looks for the image that it has loaded, can't be read",
+            hint="use --lender cma where the kernel made ,cma ranges, or --lend 0"
+            + ("; lockdown=integrity, what Secure Boot asks for, is enough for most" * locked),
+        )
+    left = facts.kexec_load_limit_panic
+    if left is not None and 0 < left < LOADS:
+        raise RefusedError(
+            "kexec_file_load can't lend memory now",
+            f"kernel.kexec_load_limit_panic allows {left} more load; it takes {LOADS}",
+            hint="use --lend 0; the limit is set anew at the next reboot",
+        )
+
+
+# --- the words -----------------------------------------------------------------------------------
+
+
+def words_of(by_word: Ranges) -> tuple[Reasoned, ...]:
+    """The words that lend ``by_word``; none where it is empty."""
+    if not by_word:
+        return ()
+    return (
+        Reasoned("memmap=" + ",".join(map(_item, by_word)), MEMORY_REASON),
+        Reasoned(PLACEHOLDER, CORE_HEADER_REASON),
+    )
+
+
+def largest(wanted: Ranges, room_bytes: int) -> Ranges:
+    """Of the ranges the largest whose words take no more than ``room_bytes``."""
+    taken: list[Range] = []
+    for one in sorted(wanted, key=lambda r: (-r.size, r.start)):
+        room_bytes -= len(_item(one)) + bool(taken)
+        if room_bytes < 0:
+            break
+        taken.append(one)
+    return Ranges(taken)
+
+
+def _item(one: Range) -> str:
+    """SIZE@START as memparse() reads it; the shorter of hexadecimal and a suffix."""
+    return "@".join(min(f"{n:#x}", format_size(n), key=len) for n in (one.size, one.start))
+
+
+def at_address(cmdline: bytes, core_header_phys: int) -> bytes:
+    """The command line with the core header's address in the placeholder's place."""
+    word = f"elfcorehdr={core_header_phys:#018x}"
+    if cmdline.count(PLACEHOLDER.encode()) != 1 or len(word) != len(PLACEHOLDER):
+        raise CrashlendError("cannot name the core header's address", f"{core_header_phys:#x}")
+    return cmdline.replace(PLACEHOLDER.encode(), word.encode())
+
+
+def without_lending(cmdline: bytes, mark: str) -> bytes:
+    """A command line of the same length that lends nothing and contains ``mark``.
+
+    The words that lend become one that no kernel knows: with a dot it counts as a parameter of
+    some module (unknown_bootoption() in init/main.c). Nobody but crashlend has put such words
+    there: production's are dropped, the setting append may not have them.
+    """
+    lending = {parameter_name(PLACEHOLDER), "memmap"}
+    kept = []
+    freed = 0
+    for word in split(cmdline.decode("utf-8", "surrogateescape")):
+        if parameter_name(word) in lending:
+            freed += len(word) + 1
+        else:
+            kept.append(word)
+    inert = f"crashlend.mark={mark}".ljust(freed - 1, ".")
+    # at the front: an open quote, which can only be the last word's, would swallow it
+    line = " ".join([inert, *kept]).encode("utf-8", "surrogateescape")
+    if len(line) != len(cmdline) or mark not in inert:
+        raise CrashlendError(
+            "cannot make a command line that lends nothing", cmdline.decode("latin1")
+        )
+    return line
+
+
+# --- the core header -----------------------------------------------------------------------------
+
+
+def with_core_header(initramfs: bytes, headers: Sequence[ProgramHeader]) -> tuple[bytes, int]:
+    """The initramfs with the core header in an archive behind it; where in it the header begins.
+
+    That is at a page's start. ``initramfs`` must end where an archive may begin (a multiple of 4).
+    """
+    data = elfcore.build_core_header(headers)
+    archive = newc.build([newc.regular(CORE_HEADER_PATH, data)])
+    at = archive.index(data)
+    padding = -(len(initramfs) + at) % PAGE
+    return initramfs + bytes(padding) + archive, len(initramfs) + padding + at
+
+
+def core_header_bytes(number: int) -> int:
+    """What a header with that many program headers adds to the initramfs at most."""
+    return elfcore.EHDR.size + elfcore.PHDR.size * number + 2 * PAGE
+
+
+# --- the room ------------------------------------------------------------------------------------
+
+
+def check_room(reservation: Range, image: BzImage, initramfs_bytes: int) -> None:
+    """TooSmallError where the kernel can't place the image, which it would tell as errno 99.
+
+    It places the core header from below; from above purgatory, boot_params, the kernel with all
+    of init_size at its alignment, then the initramfs (bzImage64_load(), locate_mem_hole_top_down()).
+    Of the first three only the least is known, so what passes here may still not fit.
+    """
+    kernel_bytes = align_up(image.init_size, PAGE)
+    ramdisk_bytes = align_up(initramfs_bytes, PAGE)
+    top = align_down(reservation.end, PAGE) - LEAST_ABOVE_BYTES
+    start = align_down(top - kernel_bytes, image.alignment)
+    above = top - start - kernel_bytes
+    below = start - align_up(reservation.start, PAGE) - LEAST_BELOW_BYTES
+    if below >= 0 and max(above, below) >= ramdisk_bytes:
+        return
+    needed = kernel_bytes + ramdisk_bytes + image.alignment + PLENTY_BYTES
+    raise TooSmallError(
+        "the reservation is too small for kexec_file_load",
+        f"it has {mib(reservation.size)} in one piece; there the kernel keeps all of init_size free, "
+        f"{mib(image.init_size)} for this image, beside the initramfs of {mib(initramfs_bytes)}",
+        hint=f"boot with crashkernel={align_up(needed, MIB) // MIB}M or more"
+        "; kexec_load (--syscall load) needs less, where lockdown allows it",
+    )
+
+
+def taken_at_start(reservation: Range, image: BzImage, initramfs_bytes: int) -> Ranges:
+    """Roughly what of the reservation is taken from the crash kernel's start on."""
+    size = align_up(image.init_size + initramfs_bytes + MIB, PAGE)
+    return Ranges([(max(reservation.start, reservation.end - size), reservation.end)])
