@@ -64,7 +64,7 @@ def add_trial_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--nodes", type=_count, default=1, metavar="N", help="NUMA nodes; memory and CPUs are split"
     )
-    parser.add_argument("--firmware", choices=("bios", "uefi"), default="bios")
+    parser.add_argument("--firmware", choices=("bios", "uefi", "secure"), default="bios")
     parser.add_argument("--machine", choices=("pc", "q35"), default="pc")
     parser.add_argument(
         "--cpu-model", metavar="MODEL", help="QEMU's -cpu, such as max,la57=off or qemu64"
@@ -184,8 +184,9 @@ def run(args: argparse.Namespace) -> int:
 
     if args.what not in ELSEWHERE:
         find_qemu()  # before anything is fetched
-    if args.what in UEFI_RUNS or (args.what == "trial" and args.firmware == "uefi"):
-        find_ovmf()
+    firmware = args.firmware if args.what == "trial" else "bios"
+    if args.what in UEFI_RUNS or firmware != "bios":
+        find_ovmf(secure=firmware == "secure")
     if args.what == "demo":
         from crashlend.cli.demo import run_demo
 

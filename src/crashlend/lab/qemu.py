@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Callable
 
 from crashlend.errors import CrashlendError
-from crashlend.lab.firmware import flash_words
+from crashlend.lab.firmware import BIOS, SECURE, flash_words
 from crashlend.lab.host import SOCKET, Host
 from crashlend.sizes import KIB
 
@@ -63,7 +63,8 @@ class Machine:
     ``nodes``: NUMA nodes, which share memory and CPUs evenly. ``spare_bytes`` and ``spare_cpus`` are
     what may be plugged in while it runs. ``memory_file``: the file that is its memory, shared with who
     has it open, too; empty: memory of its own. Only without nodes. ``memory_private``: what the machine
-    writes to it is the machine's alone.
+    writes to it is the machine's alone. ``boot_disk``: the image of the disk from which firmware starts
+    by itself; kernel, initramfs and words are there then (secure.py).
     """
 
     kernel: Path
@@ -83,6 +84,7 @@ class Machine:
     spare_cpus: int = 0
     memory_file: str = ""
     memory_private: bool = False
+    boot_disk: str = ""
 
     def argv(self, directory: Path) -> list[str]:
         """QEMU's words; sockets and logs go into ``directory``."""
@@ -98,14 +100,14 @@ class Machine:
             *self.machine_words(),
             *("-m", memory),
             *("-display", "none", "-vga", "none", "-nodefaults", "-no-user-config", "-no-reboot"),
-            *("-kernel", str(self.kernel), "-initrd", str(self.initramfs), "-append", self.words),
+            *self.boot_words(),
             *("-chardev", f"file,id=console,path={directory}/console.log"),
             *("-serial", "chardev:console"),
             *("-chardev", f"socket,id=report,path={directory}/report.sock"),
             *("-serial", "chardev:report"),
             *("-qmp", f"unix:{directory}/{SOCKET},server=on,wait=off"),
             *("-rtc", "base=utc"),
-            *(flash_words(directory) if self.firmware == "uefi" else ()),
+            *(flash_words(directory, self.firmware) if self.firmware != BIOS else ()),
             *self.extra,
         ]
         for index, size in enumerate(self.dimms):
@@ -120,20 +122,37 @@ class Machine:
             ]
         return argv
 
+    def boot_words(self) -> list[str]:
+        """QEMU's words for what is started: the kernel itself, or what firmware finds on a disk."""
+        if not self.boot_disk:
+            return [
+                "-kernel",
+                str(self.kernel),
+                "-initrd",
+                str(self.initramfs),
+                "-append",
+                self.words,
+            ]
+        return [
+            *("-drive", f"file={self.boot_disk},format=raw,if=none,id=boot,readonly=on"),
+            *("-device", "virtio-blk-pci,drive=boot,bootindex=1"),
+        ]
+
     def machine_words(self) -> list[str]:
         """QEMU's words for the machine, its nodes and their memory.
 
         No memory is set aside: a guest may have more than this host, as long as it touches less.
         """
+        machine = self.machine + (",smm=on" if self.firmware == SECURE else "")
         backend = "memory-backend-ram,id={},size={},reserve=off"
         if self.nodes < 2:
-            words = ["-machine", f"{self.machine},memory-backend=ram"]
+            words = ["-machine", f"{machine},memory-backend=ram"]
             if self.memory_file:
                 share = "off" if self.memory_private else "on"
                 backend = "memory-backend-file,id={},size={},share=" + share
                 backend += f",mem-path={self.memory_file}"
             return [*words, "-object", backend.format("ram", self.memory_bytes)]
-        words = ["-machine", self.machine]
+        words = ["-machine", machine]
         pages = self.memory_bytes // PAGE
         for node in range(self.nodes):
             size = (pages * (node + 1) // self.nodes - pages * node // self.nodes) * PAGE

@@ -10,6 +10,7 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from crashlend.config import Settings
+from crashlend.lab.firmware import SECURE, UEFI
 from crashlend.lab.spec import Check
 from crashlend.ranges import Ranges
 from crashlend.sizes import MIB, mib, parse_size
@@ -37,17 +38,29 @@ def shape(report: Report) -> dict[str, Any]:
         "crash_ranges": len(booted["crash_ranges"]) if booted else None,
         "block_bytes": booted.get("block_bytes"),
         "five_level": booted.get("la57"),
+        "secure": _secure(booted.get("secure") or {}),
     }
+
+
+def _secure(told: dict[str, Any]) -> bool | None:
+    """Whether firmware's variable, the kernel's log and lockdown all speak of Secure Boot."""
+    if not told:
+        return None
+    enabled = "enabled" in (told.get("kernel") or "")
+    locked = "[integrity]" in (told.get("lockdown") or "")
+    return told.get("variable") == 1 and enabled and locked
 
 
 def asked_shape(spec: Spec) -> dict[str, Any]:
     """The shape that a trial's words must bring about; only what they determine."""
     asked: dict[str, Any] = {
-        "firmware": spec.firmware,
+        "firmware": UEFI if spec.firmware == SECURE else spec.firmware,
         "machine": spec.machine,
         "cpus": spec.cpus,
         "nodes": spec.nodes,
     }
+    if spec.firmware == SECURE:
+        asked["secure"] = True
     if ",high" in spec.cmdline:  # the kernel adds a range below 4 GiB by itself
         asked["crash_ranges"] = 2
     if spec.block_bytes is not None:
@@ -76,6 +89,7 @@ def check_shape(spec: Spec, report: Report, plan: dict[str, Any]) -> Iterator[Ch
     words = f"{found['firmware']}, {found['machine']}, CPUs {found['cpus']}, nodes {found['nodes']}"
     words += f", blocks of {mib(found['block_bytes'] or 0)}"
     words += ", 5-level paging" if found["five_level"] else ""
+    words += ", Secure Boot" if found["secure"] else ""
     if odd:
         words += "; asked for: " + ", ".join(f"{name} {asked[name]}" for name in odd)
     yield Check("the guest is of the shape asked for", not odd, words)

@@ -45,7 +45,8 @@ class Spec:
     asked for can be had (None: all of it). ``build_in_guest``: the guest's own Python builds the
     capture initramfs from what it finds, as on a host (slow under TCG). ``probe``: after the load
     the kernel is asked for the smallest reservation that it would take. ``crash`` is a kind of
-    crashes.py, or none (only load and report). ``firmware`` is bios or uefi, ``machine`` pc or q35;
+    crashes.py, or none (only load and report). ``firmware`` is bios, uefi or secure (UEFI with
+    Secure Boot, from a disk: needs q35), ``machine`` pc or q35;
     ``nodes`` share memory and CPUs evenly. ``block_bytes``: the size of memory blocks that the
     guest's kernel must choose by itself (None: any). ``disk``: the bus of the disk that the dump
     goes to, virtio or ide (which addresses 32 bits).

@@ -26,11 +26,13 @@ from crashlend.lab.captures import build_capture, lay_out_hooks
 from crashlend.lab.checks import death_by_memory, run_checks
 from crashlend.lab.crashes import find_crash
 from crashlend.lab.entry_stop import STOP, EntryStop
+from crashlend.lab.firmware import SECURE
 from crashlend.lab.flips import Flips
 from crashlend.lab.guest import build_boot_initramfs, build_root, pack_ext4
 from crashlend.lab.loaders import INITRAMFS, kexec_initramfs, load_command
 from crashlend.lab.packages import find_tool, silent
 from crashlend.lab.qemu import Disk, Machine, Report, choose_accel, run_machine
+from crashlend.lab.secure import build_boot_disk
 from crashlend.lab.shape import shape
 from crashlend.lab.spec import Check, Saved, Spec
 from crashlend.lab.triggers import copy_trigger
@@ -104,7 +106,10 @@ class Outcome:
             "kernel": self.spec.kernel.release,
             "arch": "x86_64",
             # as the guest saw them; None where it never reported
-            **{name: found[name] for name in ("firmware", "machine", "nodes", "block_bytes")},
+            **{
+                name: found[name]
+                for name in ("firmware", "machine", "nodes", "block_bytes", "secure")
+            },
             "memory_bytes": self.spec.memory_bytes + sum(self.spec.dimms),
             "cpus": self.spec.cpus,
             "cpu_model": self.spec.cpu_model,
@@ -205,6 +210,10 @@ def run_trial(
         stop = stop_of(spec)
         if stop:
             stack.enter_context(stop)
+        boot_disk = ""
+        if spec.firmware == SECURE:
+            words = production_words(spec)
+            boot_disk = str(build_boot_disk(spec.kernel, boot, words, directory, say))
         machine = Machine(
             kernel=spec.kernel.vmlinuz,
             initramfs=boot,
@@ -226,6 +235,7 @@ def run_trial(
             spare_bytes=spec.spare_bytes,
             spare_cpus=spec.spare_cpus,
             memory_file=stop.memory.path if stop else "",
+            boot_disk=boot_disk,
         )
         watch = Watch(directory / "console.log", time.monotonic, own=own)
 

@@ -31,6 +31,7 @@ PFN_MASK = (1 << 55) - 1
 IN_LENT, ELSEWHERE = 0xC7, 0x9E
 KEEP_AVAILABLE = 220 << 20
 CRASH_SECONDS = 120
+EFI_GLOBAL = "8be4df61-93ca-11d2-aa0d-00e098032b8c"  # EFI_GLOBAL_VARIABLE, UEFI 2.10, 3.3
 BLOCKS = "/sys/devices/system/memory"
 
 
@@ -96,6 +97,22 @@ def crash_ranges() -> list[list[int]]:
     return [[int(start, 16), int(end, 16) + 1] for start, end in lines]
 
 
+def secure_boot() -> dict[str, object]:
+    """What firmware and the kernel say of Secure Boot, each in its own words; None: nothing."""
+    variable = Path(f"/sys/firmware/efi/efivars/SecureBoot-{EFI_GLOBAL}")
+    lockdown = Path("/sys/kernel/security/lockdown")
+    log = subprocess.run(["dmesg"], stdout=subprocess.PIPE, check=False).stdout.decode(
+        "ascii", "replace"
+    )
+    said = re.search(r"secureboot: .*", log)
+    return {
+        # four bytes of attributes, then the value
+        "variable": variable.read_bytes()[4] if variable.exists() else None,
+        "kernel": said.group(0) if said else None,
+        "lockdown": lockdown.read_text().strip() if lockdown.exists() else None,
+    }
+
+
 def shape() -> dict[str, object]:
     """What kind of host this is."""
     flags = re.search(r"(?m)^flags\s*:(.*)$", Path("/proc/cpuinfo").read_text())
@@ -107,6 +124,7 @@ def shape() -> dict[str, object]:
         "nodes": node_states(),
         "crash_ranges": crash_ranges(),
         "block_bytes": int(Path(f"{BLOCKS}/block_size_bytes").read_text(), 16),
+        "secure": secure_boot(),
         "la57": flags is not None and "la57" in flags.group(1).split(),
     }
 

@@ -15,6 +15,7 @@ from crashlend.lab.suites.conform import CONFORM
 from crashlend.lab.suites.dma import DMA
 from crashlend.lab.suites.exact import EXACT
 from crashlend.lab.suites.faults import FAULTS
+from crashlend.lab.suites.file import FILE
 from crashlend.lab.suites.flips import FLIPS
 from crashlend.lab.suites.never import NEVER
 from crashlend.lab.suites.shapes import SHAPES
@@ -359,4 +360,5 @@ SUITE = (
     *CHANGE,
     *FAULTS,
     *CONFORM,
+    *FILE,
 )
