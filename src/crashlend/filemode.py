@@ -33,11 +33,14 @@ if TYPE_CHECKING:
     from crashlend.ranges import Range
 
 PAGE = 4096
-# the NUL and what the kernel puts before the line (MAX_ELFCOREHDR_STR_LEN, kexec-bzimage64.c)
-KERNELS_OWN_BYTES = 32
+# the NUL and what the kernel puts before the line: elfcorehdr= and, since Linux 6.16, dmcryptkeys=
+# (MAX_ELFCOREHDR_STR_LEN, MAX_DMCRYPTKEYS_STR_LEN, kexec-bzimage64.c)
+KERNELS_OWN_BYTES = 64
 # its address is known once the kernel has placed the initramfs; the length must be known before
 PLACEHOLDER = "elfcorehdr=0x0000000000000000"
-CORE_HEADER_REASON = "crashlend's own core header, which leaves lent memory out"
+CORE_HEADER_REASON = (
+    "crashlend's own core header, which leaves lent memory out; the load puts its address here"
+)
 MEMORY_REASON = "lent memory: kexec_file_load hands over no other than its own ,cma ranges"
 BOUNCE_BYTES = len(" swiotlb=32768")
 CORE_HEADER_PATH = "etc/crashlend/elfcorehdr"

@@ -126,7 +126,8 @@ def _error(code: int) -> CrashlendError:
         return RefusedError(
             what,
             "not permitted",
-            hint="run as root; kernel.kexec_load_disabled or a load limit may be set until reboot",
+            hint="run as root; kernel.kexec_load_disabled or a load limit may be set until reboot; where "
+            "securityfs is not mounted lockdown is not seen, and needs --syscall file",
         )
     if code == errno.EACCES:
         # ima_load_data(), security/integrity/ima/ima_main.c
