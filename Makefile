@@ -12,7 +12,7 @@ N ?= 60
 SEED ?= $(shell date +%Y%m%d)
 SECONDS ?= 60
 
-.PHONY: help demo test unit trials check trial exact proof bench census predictions fuzz soak agree matrix judges bare purgatory docs clean
+.PHONY: help demo test unit trials check trial exact proof bench census predictions fuzz soak agree matrix judges conform bare purgatory docs clean
 
 help: ## this list
 	@awk -F':.*## ' '/^[a-z]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' Makefile
@@ -47,6 +47,11 @@ proof: .venv/.dev ## compare dumps with memory to the byte, flip bits of the ima
 bench: .venv/.lab ## what kexec-tools and crashlend need, measured (an hour); writes docs/benchmarks.md
 	$(BIN)/crashlend lab bench --jobs $(JOBS) -o docs/benchmarks.md --data docs/results/bench.json \
 	  --quote docs/what-it-costs.md
+
+conform: .venv/.lab ## boot four kernels: does ,cma do what upstream promises? writes docs/conformance
+	for kernel in 6.1 6.17 7.2 7.3; do \
+	  $(BIN)/crashlend lab conform --kernel $$kernel -o docs/results/conform-$$kernel.json \
+	    --report docs/conformance/$$kernel.md || exit 1; done
 
 soak: .venv/.lab ## crash N=60 random guests of SEED=... (default: today); goes on where it was ended
 	$(BIN)/crashlend lab soak --trials $(N) --seed $(SEED) --jobs $(JOBS) -o build/soak-$(SEED) --resume \

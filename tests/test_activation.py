@@ -25,13 +25,14 @@ from crashlend.plan import make_plan
 from crashlend.ranges import Ranges
 from crashlend.snapshot import take_snapshot
 from crashlend.system.state import State
-from kernelmemory import Btf, btf, marked_host
+from kernelmemory import Btf, btf, marked_host, page_types
 
 if TYPE_CHECKING:
     from crashlend.facts import Facts
 
 A, B = (0x110000000, 0x120000000), (0x124000000, 0x12C000000)
 LOG = "/dev/kmsg"
+CUT_COUNTS = page_types(128)[: page_types(128).rindex(b"Node 0")] + b"Node 0, zone\n"
 
 
 def read(files: dict[str, bytes], **errors: int) -> Facts:
@@ -86,7 +87,9 @@ def test_marks_that_the_kernel_s_own_count_contradicts_are_not_believed() -> Non
         ({"/sys/kernel/btf/vmlinux": b"\x7fELF"}, "BTF"),
         ({"/sys/kernel/btf/vmlinux": Btf().others().data}, "pageblock_bits"),
         ({"/proc/pagetypeinfo": b"Page block order: x\n"}, "Page block order"),
-        ({"/sys/kernel/vmcoreinfo": b"0000000003000000 1000\n"}, "no "),
+        ({"/proc/pagetypeinfo": b"Page block order: 99\n"}, "can't be"),
+        ({"/proc/pagetypeinfo": CUT_COUNTS}, "not understood"),
+        ({"/sys/kernel/vmcoreinfo": b"0000000003000000 1000\n"}, "not understood"),
         ({"/sys/kernel/vmcoreinfo": b"0000003300000000 1000\n"}, "does not show physical"),
     ],
 )

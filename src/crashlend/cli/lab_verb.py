@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from crashlend.cli import agree, bench, judges, matrix, soak
+from crashlend.cli import agree, bench, conform, judges, matrix, soak
 from crashlend.cli.main import size_argument
 from crashlend.cli.output import print_json, progress
 from crashlend.config import table
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 RUNS: dict[str, tuple[Any, str]] = {
     "agree": (agree, "what predict says, against kernels that are booted"),
     "bench": (bench, "what kexec-tools and crashlend need, side by side"),
+    "conform": (conform, "does a kernel's ,cma do what upstream promises?"),
     "judges": (judges, "what crashlend loads beside what the kernel and kexec-tools load"),
     "matrix": (matrix, "a table of trials: kernels, lenders, firmware; here or on a cluster"),
     "soak": (soak, "random trials from a seed, each of which must go well"),

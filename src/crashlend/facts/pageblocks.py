@@ -70,8 +70,10 @@ def cma_parts(reader: Reader, memory: Ranges) -> tuple[Optional[Ranges], str]:
             )
     except OSError as error:
         return None, error.strerror or str(error)
-    except (CrashlendError, KeyError, ValueError) as error:
-        return None, str(error) if isinstance(error, CrashlendError) else f"no {error}"
+    except CrashlendError as error:
+        return None, str(error)
+    except (LookupError, ValueError) as error:
+        return None, f"what tells of them is not understood: {error}"
     return found & memory, ""
 
 
@@ -130,6 +132,8 @@ def _marks(info: bytes, btf: bytes, page_types: bytes) -> Marks:
     bits = types["pageblock_bits"]
     # Linux 6.12 has the latter, 6.18 the former
     count = bits["__NR_PAGEBLOCK_BITS" if "__NR_PAGEBLOCK_BITS" in bits else "NR_PAGEBLOCK_BITS"]
+    if not (0 <= order <= section_bits - 12 <= 30 and 8 <= entry <= PAGE and 0 < count <= 32):
+        raise FormatError("vmcoreinfo", "sizes of mem_section that can't be")
     # CONFIG_SPARSEMEM_EXTREME: without it every section is a root of its own, and no pointer
     if roots * (PAGE // entry) != 1 << _number(info, rb"NUMBER\(MAX_PHYSMEM_BITS\)") - section_bits:
         raise FormatError("vmcoreinfo", "mem_section is no array of pages")

@@ -42,6 +42,46 @@ told("they are seen without the record: %s" % again,
      again.marked == facts.cma_ranges and not again.remembered)
 told("status has no problem", crashlend("status")["problems"] == [])
 """)
+# The kernel's own image (kexec_file_load): it renews the core header when memory comes or goes.
+RENEWED = in_guest("""
+from pathlib import Path
+from crashlend.formats.elfcore import PT_LOAD, parse_program_headers
+from crashlend.hostfiles import TreeFiles
+from crashlend.ranges import Ranges
+from crashlend.facts import read_facts
+from crashlend.system.image import _read_physical
+files = TreeFiles(Path("/"))
+facts = read_facts(files)
+made = Ranges(facts.cma_ranges)
+start = next(r.start for r in facts.iomem if r.name == "Crash kernel")
+def dumped():
+    # the kernel puts it at the start of the reservation
+    headers = parse_program_headers(_read_physical(files, start, 1 << 16))
+    return Ranges((h.phys, h.end) for h in headers if h.type == PT_LOAD and h.virt < 0xffffffff80000000)
+def look(when):
+    seen = dumped()
+    told("%s: the core header has %d bytes, none of the ranges" % (when, seen.size),
+         seen.size > (512 << 20) and not seen.meets(made))
+    return seen
+told("crash_hotplug of memory is 1", read(BASE + "/crash_hotplug") == "1")
+told("crash_hotplug of CPUs is 1", read("/sys/devices/system/cpu/crash_hotplug") == "1")
+first = look("as loaded")
+def offline(index):
+    try:
+        open("%s/memory%d/state" % (BASE, index), "w").write("offline")
+    except OSError:
+        return False
+    return True
+taken = next((b.index for b in facts.blocks if first.covers(Ranges(
+    [(b.index * SIZE, (b.index + 1) * SIZE)])) and offline(b.index)), None)
+told("a block went offline: %s" % taken, taken is not None)
+block = Ranges([(taken * SIZE, (taken + 1) * SIZE)])
+told("the header has lost it", look("without a block") == first - block)
+open("%s/memory%d/state" % (BASE, taken), "w").write("online")
+told("the header has it again", look("with it") == first)
+held = [r.start // SIZE for r in made]
+told("a block of the range does not go offline: %s" % held, not any(offline(i) for i in held))
+""")
 
 CONFORM = (
     Trial(
@@ -70,6 +110,23 @@ CONFORM = (
             "timeout_seconds": 500.0,
         },
         lender="cma",
+        quick=False,
+    ),
+    Trial(
+        "renewed-cma-7.3",
+        "the core header that the kernel renews when a memory block goes or comes leaves the ,cma range "
+        "out",
+        "7.3",
+        {
+            "memory_bytes": GIB + 512 * MIB,
+            "cmdline": "crashkernel=256M,cma crashkernel=160M",
+            "syscall": "file",
+            "commands": (Command(("load",)), RENEWED),
+            "poison": False,
+            "timeout_seconds": 500.0,
+        },
+        lender="cma",
+        syscall="file",
         quick=False,
     ),
 )

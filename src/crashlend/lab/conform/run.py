@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Boots a kernel's guests and judges what they told: the data of a conformance report."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from crashlend.lab.conform.boots import BOOTS, FEATURES
+from crashlend.lab.conform.checks import CHECKS
+from crashlend.lab.conform.syscalls import kexec_load_program
+from crashlend.lab.conform.verdicts import ABSENT, DEVIATES, Result, Seen
+from crashlend.lab.observe import ObserveError, observe
+from crashlend.lab.packages import Say, silent
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from crashlend.lab.conform.boots import Boot
+    from crashlend.lab.conform.verdicts import Check
+    from crashlend.lab.kernels import Kernel
+    from crashlend.lab.observation import Observation
+
+PROGRAMS = {"/bin/kexec-load": kexec_load_program()}
+
+
+def conform(kernel: Kernel, *, say: Say = silent, keep: Path | None = None) -> dict[str, Any]:
+    """Boot all guests that can tell something of this kernel, and judge; the report as JSON has it.
+
+    A guest that dies is what its checks then say. CrashlendError where the first one does, or QEMU
+    can't be run.
+    """
+    seen: dict[str, Observation] = {}
+    lost: dict[str, str] = {}
+    for boot in BOOTS:
+        if seen and Seen(seen).feature < boot.needs:
+            continue
+        say(f"{kernel.name}: {boot.words}")
+        try:
+            seen[boot.name] = _observe(kernel, boot, say, keep)
+        except ObserveError as error:
+            if not seen:
+                raise
+            say(str(error))
+            lost[boot.name] = error.why.split(";")[0]
+    return report(kernel, Seen(seen), lost)
+
+
+def _observe(kernel: Kernel, boot: Boot, say: Say, keep: Path | None) -> Observation:
+    return observe(
+        kernel,
+        boot.words,
+        boot.memory_bytes,
+        commands=boot.commands,
+        guest_files=PROGRAMS if boot.commands else None,
+        keep=keep / boot.name if keep else None,
+        say=say,
+    )
+
+
+def report(kernel: Kernel, seen: Seen, lost: dict[str, str]) -> dict[str, Any]:
+    """The checks' results; ``lost`` says of which boots nothing was heard, and why."""
+    checks = []
+    for check in CHECKS:
+        result = _judge(check, seen, lost)
+        checks.append(
+            {
+                "check": check.name,
+                "promise": check.promise,
+                "source": check.source,
+                "tried": [boot.words for boot in BOOTS if boot.name in check.boots],
+                **result._asdict(),
+                "good": result.good,
+            }
+        )
+    return {
+        "schema": 1,
+        # one's own kernel is named by a path, which is nobody's business elsewhere
+        "kernel": kernel.release if "/" in kernel.name else kernel.name,
+        "release": kernel.release,
+        "version": kernel.version,
+        "feature": FEATURES[seen.feature],
+        "boots": len(seen.boots) + len(lost),
+        "good": all(check["good"] for check in checks),
+        "checks": checks,
+    }
+
+
+def _judge(check: Check, seen: Seen, lost: dict[str, str]) -> Result:
+    if not check.applies(seen.feature):
+        return Result(f"the kernel {FEATURES[seen.feature]}", ABSENT)
+    died = [lost[name] for name in check.boots if name in lost]
+    return Result(died[0], DEVIATES) if died else check.judge(seen)
