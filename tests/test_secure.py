@@ -165,7 +165,7 @@ def test_a_secure_guest_starts_from_its_disk_alone(
     assert not {"-kernel", "-initrd", "-append"} & set(found)
     assert "q35,smm=on,memory-backend=ram" in found
     assert "driver=cfi.pflash01,property=secure,value=on" in found
-    assert "virtio-blk-pci,drive=boot,bootindex=1" in found
+    assert "ide-hd,bus=ide.0,drive=boot,bootindex=1" in found
     assert (tmp_path / "efi-variables.fd").read_bytes() == b"keys"
 
 

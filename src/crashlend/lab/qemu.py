@@ -134,8 +134,9 @@ class Machine:
                 self.words,
             ]
         return [
-            *("-drive", f"file={self.boot_disk},format=raw,if=none,id=boot,readonly=on"),
-            *("-device", "virtio-blk-pci,drive=boot,bootindex=1"),
+            # on another bus: guests know their own disks by virtio's order
+            *("-drive", f"file={self.boot_disk},format=raw,if=none,id=boot,snapshot=on"),
+            *("-device", "ide-hd,bus=ide.0,drive=boot,bootindex=1"),
         ]
 
     def machine_words(self) -> list[str]:
