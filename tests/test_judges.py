@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import importlib.util
 import json
 import shutil
 import struct
@@ -16,7 +15,6 @@ from typing import Any, Callable
 
 import pytest
 
-import crashlend
 from crashlend.errors import FormatError
 from crashlend.formats.elfcore import PT_LOAD, PT_NOTE, ProgramHeader, build_core_header
 from crashlend.lab.judges.compare import Finding, compare
@@ -515,87 +513,3 @@ def test_a_load_has_the_reservation_of_its_time() -> None:
     load = parse_load(answer)
     assert load.reservation == RESERVATION | Ranges([(1 << 32, 0x1_1000_0000)])
     assert load.printed is None
-
-
-# --- what runs in the guest
-
-
-def guest_program() -> Any:
-    """guestfiles/reading.py, which is no module of the package."""
-    path = Path(crashlend.__file__).parent / "lab/guestfiles/reading.py"
-    spec = importlib.util.spec_from_file_location("reading", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-class FakeMemory:
-    """The reservation alone, as bytes."""
-
-    def __init__(self) -> None:
-        self.start = RESERVATION[0].start
-        self.data = bytearray(RESERVATION.size)
-
-    def put(self, at: int, data: bytes) -> None:
-        self.data[at - self.start : at - self.start + len(data)] = data
-
-    def read(self, phys: int, size: int) -> bytes:
-        at = phys - self.start
-        if at < 0 or at + size > len(self.data):
-            raise ValueError(f"physical {phys:#x}")
-        return bytes(self.data[at : at + size])
-
-
-def test_the_guest_finds_and_follows_boot_params(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Of two pages that look right the new one is taken, with all that it points at."""
-    program = guest_program()
-    memory = FakeMemory()
-    memory.put(0x7100_0000, page())  # an earlier load's
-    monkeypatch.setattr(program, "reservations", lambda: [(r.start, r.end) for r in RESERVATION])
-    monkeypatch.setattr(program, "log_since", lambda number: (7, [f"after {number}"]))
-    monkeypatch.setattr(program, "NOTE", tmp_path / "note")
-    program.note(memory)
-
-    data = bytearray(page(setup_data=0x7900_0000))
-    struct.pack_into("<I", data, 0x238, 2047)
-    memory.put(0x79FF_D000, bytes(data))
-    line = b"quiet elfcorehdr=%dK" % (CORE_AT >> 10)
-    memory.put(0x79FF_E000, line + b"\0rest")
-    memory.put(CORE_AT, build_core_header(CORE))
-    memory.put(0x7800_0000, b"r" * 1234)
-    memory.put(0x7900_0000, struct.pack("<QII", 0x7900_1000, 9, 4) + b"seed")
-    memory.put(0x7900_1000, struct.pack("<QII", 0, 3, 2) + b"ef")
-    found = program.read(memory, tmp_path / "ramdisk", "said")
-    image = parse_image(found["image"])
-    assert found["log"] == ["after 7"]
-    assert image.places == {
-        "boot_params": 0x79FF_D000,
-        "cmdline": 0x79FF_E000,
-        "ramdisk": 0x7800_0000,
-        "elfcorehdr": CORE_AT,
-    }
-    assert image.cmdline == line.decode()
-    assert [(kind, size) for kind, size, _ in image.setup_data] == [(9, 4), (3, 2)]
-    assert image.headers == IMAGE.headers
-    assert (tmp_path / "ramdisk").read_bytes() == b"r" * 1234
-    assert image.ramdisk_sha256 == hashlib.sha256(b"r" * 1234).hexdigest()
-
-    program.note(memory)
-    with pytest.raises(ValueError, match="0 new boot_params"):
-        program.read(memory, tmp_path / "ramdisk", "said")
-
-
-def test_the_guest_refuses_what_is_no_core_header(tmp_path: Path) -> None:
-    """An address in the command line under which no ELF header lies is an error, not a reading."""
-    program = guest_program()
-    memory = FakeMemory()
-    data = bytearray(page())
-    struct.pack_into("<I", data, 0x238, 2047)
-    memory.put(0x79FF_D000, bytes(data))
-    memory.put(0x79FF_E000, b"elfcorehdr=%#x\0" % CORE_AT)
-    with pytest.raises(ValueError, match="no ELF core header"):
-        program.image(memory, 0x79FF_D000, tmp_path / "ramdisk")

@@ -14,7 +14,7 @@ from crashlend.lab.markdown import table
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from crashlend.lab.judges.verdict import Known, Verdict
+    from crashlend.lab.judges.verdict import Verdict
 
 HEAD = """\
 # Two judges
@@ -55,9 +55,9 @@ COLUMNS = (
 )
 
 
-def verdicts(readings: Iterable[Reading], known: Sequence[Known] = KNOWN) -> list[Verdict]:
-    """Both judges' verdicts on each guest."""
-    return [verdict for reading in readings for verdict in judge(reading, known)]
+def verdicts(readings: Iterable[Reading]) -> list[Verdict]:
+    """Both judges' verdicts on each guest, by the table of known.py."""
+    return [verdict for reading in readings for verdict in judge(reading, KNOWN)]
 
 
 def json_text(readings: Iterable[Reading], machine: Mapping[str, Any]) -> str:
