@@ -42,6 +42,8 @@ fails, and so does a row of that table that is no longer so
 ## Guests
 
 """
+FIELD = "boot_params "
+EMPTY = {"0x0", "0", "nothing", "no"}
 COLUMNS = (
     "guest",
     "kernel",
@@ -142,15 +144,22 @@ def _cell(text: str) -> str:
 
 
 def _subjects(found: Sequence[Verdict]) -> str:
-    """All that is compared, and in how many of the comparisons it was equal."""
-    counts: dict[str, list[int]] = {}
+    """All that never differs, by the first word; what is empty on every side is counted alone."""
+    differ = {f.subject for v in found for f in (*(f for f, _ in v.known), *v.unknown)}
+    values: dict[str, set[str]] = {}
     for verdict in found:
         for finding in verdict.equal:
-            counts.setdefault(finding.subject, [0, 0])[0] += 1
-        for finding in (*(f for f, _ in verdict.known), *verdict.unknown):
-            counts.setdefault(finding.subject, [0, 0])[1] += 1
-    always = [subject for subject, (_, differs) in sorted(counts.items()) if not differs]
+            values.setdefault(finding.subject, set()).add(finding.ours)
+    always = {subject: seen for subject, seen in values.items() if subject not in differ}
+    told = sorted(subject for subject, seen in always.items() if not seen <= EMPTY)
+    fields = [subject for subject in told if subject.startswith(FIELD)]
+    others = [subject for subject in told if not subject.startswith(FIELD)]
     return (
         f"\n## Equal in each of the {len(found)} comparisons\n\n"
-        f"{len(always)} of {len(counts)} subjects: " + ", ".join(always) + ".\n"
+        f"{len(always)} of {len(always) + len(differ)} subjects, {len(always) - len(told)} of them "
+        "zero or nothing on every side. The others:\n\n"
+        + "".join(f"- {subject}\n" for subject in others)
+        + f"- {len(fields)} fields of boot_params: "
+        + ", ".join(subject.removeprefix(FIELD) for subject in fields)
+        + "\n"
     )
