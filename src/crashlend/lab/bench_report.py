@@ -42,9 +42,9 @@ purgatory waits 1 s for DMA here (10 s by default), and a kernel with `,cma` ran
 
 The initramfs is the same file for all, {initramfs}. Behind it stand the capture's
 variables for this load: the same bytes for both ways of kexec and for crashlend without lending; with
-lending the lent ranges are among them. The crash kernel's command line is the same (`nokaslr
-acpi_no_memhotplug reset_devices nr_cpus=1 irqpoll panic=10` and production's console); each loader adds its
-own `elfcorehdr=`. Both kernels run with `nokaslr`: without it the reservation lies elsewhere
+lending the lent ranges are among them. The crash kernel's command line is the same (production's
+console and, among others, `nokaslr acpi_no_memhotplug reset_devices nr_cpus=1 irqpoll panic=10`); each
+loader adds its own `elfcorehdr=`. Both kernels run with `nokaslr`: without it the reservation lies elsewhere
 at each boot, and in one that touches two 128 MiB sections of memory the crash kernel has 2 MiB less.
 
 Times: in one guest the loaders take turns, {rounds} rounds after one that fills caches. Each is the time of the

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from crashlend.errors import CrashlendError
 
+VARIABLES = "efi-variables.fd"  # a guest's own, in its directory
 OVMF_DIRECTORIES = (
     "/usr/share/OVMF",  # Debian, Ubuntu
     "/usr/share/edk2/ovmf",  # Fedora, RHEL
@@ -56,7 +57,7 @@ def flash_words(directory: Path, firmware: str = UEFI) -> list[str]:
     Without SMM a guest's kernel could write the variables that say what may be started.
     """
     code, variables = find_ovmf(secure=True) if firmware == SECURE else find_ovmf()
-    own = directory / "efi-variables.fd"
+    own = directory / VARIABLES
     shutil.copyfile(variables, own)
     words = [
         *("-drive", f"if=pflash,unit=0,format=raw,readonly=on,file={code}"),

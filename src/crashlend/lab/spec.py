@@ -60,7 +60,8 @@ class Spec:
     (witness.py). ``flips``: it is stopped there and started again with so many bits flipped in each
     segment of the image, one at a time (flips.py). ``whole``: at the end production has
     all the memory that it booted with, and so it has after each command that fails. ``late``: which
-    device writes after the panic, a key of late.KINDS.
+    device writes after the panic, a key of late.KINDS. ``parity``: both kernels tell what they have
+    of their machine (parity.py); production does where a command says so.
     """
 
     kernel: Kernel
@@ -102,6 +103,7 @@ class Spec:
     flips: int = 0
     whole: bool = False
     late: str = ""
+    parity: bool = False
 
 
 @dataclass(frozen=True)

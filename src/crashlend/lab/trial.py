@@ -31,6 +31,7 @@ from crashlend.lab.flips import Flips
 from crashlend.lab.guest import build_boot_initramfs, build_root, pack_ext4
 from crashlend.lab.loaders import INITRAMFS, kexec_initramfs, load_command
 from crashlend.lab.packages import find_tool, silent
+from crashlend.lab.parity import check_parity
 from crashlend.lab.qemu import Disk, Machine, Report, choose_accel, run_machine
 from crashlend.lab.secure import build_boot_disk
 from crashlend.lab.shape import shape
@@ -58,7 +59,7 @@ STAGES = {
 DISK_FREE_BYTES = 700 << 20
 GUEST_PROGRAMS = (
     *("init", "agent.py", "probe.py", "kill.py", "victims.py", "scan.py", "loads.py", "late.py"),
-    *("vmcore.py", "hogs.py", "faulty.py", "slowpage.py", "reading.py"),
+    *("vmcore.py", "parity.py", "hogs.py", "faulty.py", "slowpage.py", "reading.py"),
 )
 
 
@@ -121,6 +122,12 @@ class Outcome:
             "syscall": plan.get("syscall"),
             "quiesce": plan.get("quiesce"),
             "late": late.result(self.spec, report, capture),
+            "parity": {
+                kernel: report.find(f"parity_{kernel}") or None
+                for kernel in ("production", "crash")
+            }
+            if self.spec.parity
+            else None,
             "reservation": {
                 "before_bytes": (costs.get("taken_bytes") or 0) + answer.get("freed_bytes", 0)
                 if costs
@@ -259,6 +266,8 @@ def run_trial(
         checks = run_checks(spec, report, plan, saved)
         if stop:
             checks += stop.checks(saved)
+        if spec.parity:
+            checks += check_parity(spec, report, plan, directory)
         console = read_console(directory)
         outcome = Outcome(
             spec=spec,
@@ -335,8 +344,9 @@ def make_lab_disk(spec: Spec, directory: Path, say: Say) -> Path:
             invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH,
         )
         with as_file(files("crashlend.lab").joinpath("guestfiles")) as guestfiles:
+            wanted = {"scan.py": spec.scan, "vmcore.py": spec.proof, "parity.py": spec.parity}
             for file in GUEST_PROGRAMS:
-                if {"scan.py": spec.scan, "vmcore.py": spec.proof}.get(file) is False:
+                if wanted.get(file) is False:
                     continue
                 shutil.copy(guestfiles / file, tree / file)
         crash = find_crash(spec.crash)

@@ -18,6 +18,7 @@ from crashlend.lab.suites.faults import FAULTS
 from crashlend.lab.suites.file import FILE
 from crashlend.lab.suites.flips import FLIPS
 from crashlend.lab.suites.never import NEVER
+from crashlend.lab.suites.parity import PARITY
 from crashlend.lab.suites.shapes import SHAPES
 from crashlend.sizes import GIB, MIB
 
@@ -354,6 +355,7 @@ SUITE = (
     *DMA,
     *EXACT,
     *SHAPES,
+    *PARITY,
     *BYTES,
     *FLIPS,
     *NEVER,
