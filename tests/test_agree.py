@@ -36,6 +36,10 @@ KERNELS_HERE = {
     name: Kernel(name, f"{name}.4-amd64", "trixie", Path("vmlinuz"), Path("modules"), None)
     for name in KERNELS
 }
+LATER = (
+    (4, "sysfs: cannot create duplicate filename '/kernel/mm/cma/crashkernel'"),
+    (3, "cma: CMA area crashkernel could not be activated"),
+)
 SYSLOG = {"err": 3, "warn": 4, "info": 6}
 
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import base64
 import gzip
 import json
+import lzma
 import shutil
 import struct
 import subprocess
@@ -14,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from build import bz_image
 from crashlend.errors import CrashlendError, FormatError
 from crashlend.facts.data import FirmwareRange
 from crashlend.formats import newc
@@ -28,6 +30,7 @@ from crashlend.lab.observation import (
     parse_memmap,
 )
 from crashlend.lab.qemu import Machine, Report, parse_event
+from crashlend.lab.vmlinux import unpack_payload
 from crashlend.ranges import Range, Ranges
 
 KERNEL = Kernel("7.3", "7.3.4", "trixie", Path("vmlinuz"), Path("modules"), None)
@@ -90,8 +93,8 @@ def see(monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setattr(lab, "busybox_package", lambda kernel, say: Path("busybox.deb"))
     monkeypatch.setattr(lab, "read_busybox", lambda deb: b"\x7fELF")
 
-    def run(guest: Guest, cmdline: str = "crashkernel=256M", **more: Any) -> Observation:
-        monkeypatch.setattr(lab, "run_machine", guest)
+    def run(played: Guest, cmdline: str = "crashkernel=256M", **more: Any) -> Observation:
+        monkeypatch.setattr(lab, "run_machine", played)
         return lab.observe(KERNEL, cmdline, 1 << 30, **more)
 
     return run
@@ -238,3 +241,42 @@ def test_the_guests_script_is_a_shell_script() -> None:
     if shutil.which("shellcheck"):
         words = ["shellcheck", "-S", "warning", "-s", "dash", str(script)]
         subprocess.run(words, check=True)
+
+
+# ---- the kernel without its decompressor
+
+
+def packed_image(payload: bytes) -> bytes:
+    """A bzImage that holds this payload, 64 bytes into the protected-mode code."""
+    image = bytearray(bz_image(kernel=bytes(64) + payload + bytes(8192)))
+    struct.pack_into("<II", image, 0x248, 64, len(payload))
+    return bytes(image)
+
+
+def test_a_kernel_is_unpacked_with_the_size_behind_it() -> None:
+    """The build appends the unpacked size, which neither xz nor zstd takes for its own."""
+    elf = b"\x7fELF" + bytes(range(256)) * 64
+    size = len(elf).to_bytes(4, "little")
+    assert unpack_payload(packed_image(lzma.compress(elf) + size)) == elf
+    if shutil.which("zstd"):
+        packed = subprocess.run(["zstd", "-cq"], input=elf, capture_output=True, check=True).stdout
+        assert unpack_payload(packed_image(packed + size)) == elf
+
+
+def test_what_is_packed_otherwise_is_named() -> None:
+    """Better no boot than one of something else."""
+    with pytest.raises(CrashlendError, match="02214c18"):
+        unpack_payload(packed_image(b"\x02\x21\x4c\x18" + bytes(64)))
+    with pytest.raises(FormatError, match="no ELF image"):
+        unpack_payload(packed_image(lzma.compress(b"MZ" + bytes(64)) + bytes(4)))
+
+
+def test_an_unpacked_guest_starts_that_image(see: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The bzImage is the default: it is what hosts boot."""
+    monkeypatch.setattr(lab, "unpack_kernel", lambda kernel, say: Path("vmlinux"))
+    guest = Guest(told())
+    see(guest)
+    assert guest.machine is not None
+    assert guest.machine.kernel == Path("vmlinuz")
+    see(guest, guest=lab.Guest(unpacked=True))
+    assert guest.machine.kernel == Path("vmlinux")

@@ -24,6 +24,7 @@ from crashlend.lab.guest import busybox_package, read_busybox
 from crashlend.lab.observation import FILES, Answer, Observation
 from crashlend.lab.packages import Say, silent
 from crashlend.lab.qemu import CPU_MODEL, Machine, run_machine
+from crashlend.lab.vmlinux import unpack_kernel
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -40,7 +41,11 @@ OWN_WORDS = "console=ttyS0 earlyprintk=ttyS0 nokaslr panic=-1"
 
 @dataclass(frozen=True)
 class Guest:
-    """The shape of the guest; defaults are the smallest. Fields as in :class:`qemu.Machine`."""
+    """The shape of the guest; defaults are the smallest. Fields as in :class:`qemu.Machine`.
+
+    ``unpacked``: start the kernel without its decompressor (vmlinux.py), three times as fast. Not
+    under UEFI, which needs the bzImage.
+    """
 
     cpus: int = 1
     firmware: str = "bios"
@@ -50,6 +55,7 @@ class Guest:
     dimms: tuple[int, ...] = ()
     extra: tuple[str, ...] = ()
     spare_bytes: int = 0
+    unpacked: bool = False
 
 
 class ObserveError(CrashlendError):
@@ -114,7 +120,8 @@ def observe(
         directory.mkdir(parents=True, exist_ok=True)
         initramfs = directory / "initramfs.cpio.gz"
         initramfs.write_bytes(build_initramfs(read_busybox(busybox_package(kernel, say)), asked))
-        machine = _machine(kernel, cmdline, memory_bytes, initramfs, guest)
+        image = unpack_kernel(kernel, say) if guest.unpacked else kernel.vmlinuz
+        machine = _machine(image, cmdline, memory_bytes, initramfs, guest)
         heard = _Ears()
         report = run_machine(
             machine,
@@ -210,10 +217,10 @@ class _Ears:
 
 
 def _machine(
-    kernel: Kernel, cmdline: str, memory_bytes: int, initramfs: Path, guest: Guest
+    image: Path, cmdline: str, memory_bytes: int, initramfs: Path, guest: Guest
 ) -> Machine:
     return Machine(
-        kernel=kernel.vmlinuz,
+        kernel=image,
         initramfs=initramfs,
         words=f"{OWN_WORDS} {cmdline}".rstrip(" "),
         memory_bytes=memory_bytes,

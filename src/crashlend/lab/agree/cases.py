@@ -17,7 +17,7 @@ KERNELS = (*BEFORE_CMA, *WITH_CMA)
 NEW = ("6.17", *WITH_CMA)
 NEWEST = ("7.3",)
 ENDS = ("6.1", "7.3")
-SMALL = Guest()
+SMALL = Guest(unpacked=True)
 
 
 @dataclass(frozen=True)
@@ -61,10 +61,10 @@ _HOSTS = (
     GuestHost("odd", 2 * GIB - 5 * MIB),
     GuestHost("uefi-2G", 2 * GIB, Guest(firmware="uefi", machine="q35")),
     GuestHost("uefi-6G", 6 * GIB, Guest(firmware="uefi", machine="q35", cpus=2)),
-    GuestHost("numa2-2G", 2 * GIB, Guest(nodes=2, cpus=2)),
-    GuestHost("numa2-8G", 8 * GIB, Guest(nodes=2, cpus=2)),
-    GuestHost("numa4-6G", 6 * GIB, Guest(nodes=4, cpus=4)),
-    GuestHost("smp-2G", 2 * GIB, Guest(cpus=8)),
+    GuestHost("numa2-2G", 2 * GIB, Guest(nodes=2, cpus=2, unpacked=True)),
+    GuestHost("numa2-8G", 8 * GIB, Guest(nodes=2, cpus=2, unpacked=True)),
+    GuestHost("numa4-6G", 6 * GIB, Guest(nodes=4, cpus=4, unpacked=True)),
+    GuestHost("smp-2G", 2 * GIB, Guest(cpus=8, unpacked=True)),
     GuestHost("one-hole", 2 * GIB, words="memmap=1M$0x40000000"),
     GuestHost("uneven", 2 * GIB, words="memmap=1M$0x57800000"),
     GuestHost(

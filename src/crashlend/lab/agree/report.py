@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-from crashlend.lab.agree.cases import HOSTS
+from crashlend.lab.agree.cases import CASES, HOSTS
 from crashlend.lab.agree.data import SCHEMA
 from crashlend.sizes import MIB, mib
 
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 _HEAD = """# Prediction against booted kernels
 
 `crashlend predict` says what a kernel makes of its `crashkernel=` words. Here Debian's kernels were
-asked: each case was booted in QEMU with `nokaslr`, and what it showed is compared with what
-`crashkernel/boot.py` says. The model is given what a host knows before it has any such word: the
+asked: each case was booted in QEMU with `nokaslr` (not under UEFI: without the kernel's decompressor),
+and what it showed is compared with what `crashkernel/boot.py` says. The model is given what a host knows before it has any such word: the
 firmware's map, where the kernel image and the initramfs lie, the NUMA nodes, all from a boot of the
 same guest without `crashkernel=`.
 
@@ -108,6 +108,13 @@ def _summary(kept: Kept, verdicts: Sequence[Verdict]) -> str:
     text += f", of `,cma` ranges {by_ranges[1]} cases with one, {several}" if several else ""
     text += f". {found['known']} differ for a known reason." if found["known"] else "."
     text += f" {found['fail']} FAIL." if found["fail"] else ""
+    booted = {v.result.name for v in verdicts}
+    others = sum(case.name not in booted for case in CASES)
+    text += (
+        f" The table has {others} more cases, which were not booted for this page."
+        if others
+        else ""
+    )
     return f"{text} Emulator: {kept.machine.get('qemu', 'unknown')}.\n"
 
 
