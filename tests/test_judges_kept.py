@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""What the judges read last time, judged again by today's comparison and table."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from crashlend.cli.main import main
+from crashlend.errors import EXIT_FAILED
+from crashlend.lab.judges.guests import CASES, LENDING, Reading
+from crashlend.lab.judges.image import Entry
+from crashlend.lab.judges.report import json_text, markdown, readings_from, verdicts
+
+ROOT = Path(__file__).resolve().parent.parent
+MIB = 1 << 20
+
+
+def kept() -> list[Reading]:
+    return readings_from((ROOT / "docs/results/judges.json").read_text())
+
+
+def test_kept_readings_are_judged_as_the_table_says() -> None:
+    """Nothing differs without a reason, and no reason is without a difference."""
+    names = [reading.name for reading in kept()]
+    assert names == [case.name for case in CASES if case.name in names] != []
+    assert [c for v in verdicts(kept()) for c in v.complaints()] == []
+
+
+def test_the_page_is_what_the_kept_readings_give() -> None:
+    """docs/judges.md is what `make judges` writes, and so is the file of readings."""
+    assert (ROOT / "docs/judges.md").read_text() == markdown(kept())
+    text = (ROOT / "docs/results/judges.json").read_text()
+    assert json_text(kept(), json.loads(text)["machine"]) == text
+
+
+def test_a_changed_reading_fails(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The command judges kept readings, too; RAM that only one side has is an exit code 1."""
+    readings = kept()
+    load = readings[0].loads[LENDING]
+    entry = Entry(1 << 40, (1 << 40) + MIB, "RAM")
+    changed = replace(load.image, memory_map=(*load.image.memory_map, entry))
+    readings[0].loads[LENDING] = replace(load, image=changed)
+    file = tmp_path / "judges.json"
+    file.write_text(json_text(readings, {}))
+    words = ["lab", "judges", "--replay", str(file), "--guest", readings[0].name]
+    assert main(words) == EXIT_FAILED
+    assert "memory map: RAM: kernel has also nothing; crashlend also 0x10000000000" in (
+        capsys.readouterr().out
+    )
