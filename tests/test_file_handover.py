@@ -105,6 +105,16 @@ def test_the_kernel_s_own_ranges_need_no_word_and_are_in_no_header() -> None:
     assert (alone.by_word, alone.program_headers) == (Ranges(), ())
 
 
+def test_a_dump_that_lacks_the_kernels_own_ranges_has_no_user_data_either() -> None:
+    """kexec_file_load leaves them out though nothing is asked for: such levels are refused there."""
+    host = facts(cma_ranges=CMA)
+    with pytest.raises(RefusedError, match="dump level 1"):
+        plan_of(host, lend=0, lender="none", dump_level=1)
+    allowed = plan_of(host, lend=0, lender="none", dump_level=1, allow_missing_user_data=True)
+    assert allowed.load_variables["ALLOW_MISSING_USER_DATA"] == "1"
+    assert not plan_of(host, lend=0, lender="none", dump_level=1, syscall="load").lent
+
+
 def test_a_short_line_takes_the_largest_ranges_and_the_rest_is_said() -> None:
     """No word is cut, the line keeps within its limit, and the plan names what is not lent."""
     pages = [Range(4 * GIB + i * MIB, 4 * GIB + i * MIB + (i % 7 + 1) * PAGE) for i in range(200)]

@@ -116,14 +116,10 @@ def make_plan(
     arch = for_machine(facts.arch)
     offer = make_offer(facts, settings, held_only=held_only)
     lent = offer.foreseen
-    level, allow = settings.dump_level, settings.allow_missing_user_data
-    if lent and level & USER_DATA_LEVELS != USER_DATA_LEVELS and not allow:
-        raise RefusedError(
-            f"dump level {level} wants user data or page cache",
-            "lent memory holds just that, and it will be missing from the dump",
-            hint="use a level with 2, 4 and 8 set (31), --lend 0, or --allow-missing-user-data",
-        )
     syscall = _syscall(facts, settings)
+    # kexec_file_load leaves the kernel's own ranges out of every dump, asked for or not
+    missing = lent | Ranges(facts.cma_ranges or ()) if syscall == "file" else lent
+    _check_level(settings, lent, missing)
     by_word, notes = NOTHING, offer.notes
     limit = (payload.image.cmdline_limit if payload else 0) or USUAL_LIMIT
     if syscall == "file":
@@ -133,7 +129,7 @@ def make_plan(
         lent, by_word, notes = handed.lent, handed.by_word, (*notes, *handed.notes)
     wish = parse_quiesce(settings.dma_quiesce)
     quiesce = plan_quiesce(facts, wish, lending=bool(lent), syscall=syscall, by_word=bool(by_word))
-    variables = _load_variables(facts, offer.lender, lent, level, allow)
+    variables = _load_variables(facts, offer.lender, lent, settings, missing)
     reservation = arch.reservations(facts)
     taken = reservation.size or facts.crash_size_bytes or 0
     plan = Plan(
@@ -145,8 +141,8 @@ def make_plan(
         reservation=reservation,
         system_ram=arch.system_ram(facts),
         syscall=syscall,
-        dump_level=level,
-        allow_missing_user_data=allow,
+        dump_level=settings.dump_level,
+        allow_missing_user_data=settings.allow_missing_user_data,
         quiesce=quiesce,
         on_mismatch=settings.on_mismatch,
         costs=Costs(taken, lent.size),
@@ -167,6 +163,22 @@ def make_plan(
     if payload is None:
         return replace(plan, incomplete="no kernel image was given")
     return _complete(plan, facts, settings, payload)
+
+
+def _check_level(settings: Settings, lent: Ranges, missing: Ranges) -> None:
+    """Refuse a dump level that wants what the dump will not have."""
+    level = settings.dump_level
+    if (
+        missing
+        and level & USER_DATA_LEVELS != USER_DATA_LEVELS
+        and not settings.allow_missing_user_data
+    ):
+        raise RefusedError(
+            f"dump level {level} wants user data or page cache",
+            "lent memory holds just that, and it will be missing from the dump",
+            hint="use a level with 2, 4 and 8 set (31), --allow-missing-user-data, or "
+            + ("--lend 0" if lent == missing else "boot without a ,cma word"),
+        )
 
 
 def _complete(plan: Plan, facts: Facts, settings: Settings, payload: Payload) -> Plan:
@@ -328,7 +340,7 @@ def _doubts(facts: Facts, lent: Ranges) -> tuple[str, ...]:
 
 
 def _load_variables(
-    facts: Facts, lender: str, lent: Ranges, level: int, allow: bool
+    facts: Facts, lender: str, lent: Ranges, settings: Settings, missing: Ranges
 ) -> dict[str, str]:
     """What the capture is told about this load, as shell variables; ranges are half-open.
 
@@ -342,6 +354,6 @@ def _load_variables(
         "LENDER": lender,
         "LENT_BYTES": str(lent.size),
         "LENT_RANGES": ",".join(f"{r.start}-{r.end}" for r in lent),
-        "DUMP_LEVEL": str(level),
-        "ALLOW_MISSING_USER_DATA": "1" if allow and lent else "0",
+        "DUMP_LEVEL": str(settings.dump_level),
+        "ALLOW_MISSING_USER_DATA": "1" if settings.allow_missing_user_data and missing else "0",
     }
