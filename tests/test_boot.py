@@ -21,7 +21,6 @@ from crashlend.crashkernel.early import (
     BRK_BYTES,
     MemoryMap,
     boot_memory,
-    early_words,
     kernel_of,
     map_of_facts,
     map_of_size,
@@ -29,6 +28,7 @@ from crashlend.crashkernel.early import (
 from crashlend.crashkernel.generations import ROWS, every_kernel, in_words, kernel_for
 from crashlend.crashkernel.maps import parse_map
 from crashlend.crashkernel.memblock import Free
+from crashlend.crashkernel.params import early_words, swiotlb_bytes
 from crashlend.errors import CrashlendError, FormatError, UsageError
 from crashlend.ranges import Range, Ranges
 
@@ -408,6 +408,37 @@ def test_early_words_are_cut_as_the_kernel_cuts_them() -> None:
         (b"d_e", b"x y"),
         (b"f", b""),
     ]
+
+
+@pytest.mark.parametrize(
+    ("words", "size"),
+    [
+        (b"", 64 * M),
+        (b"swiotlb=force", 64 * M),
+        (b"swiotlb=noforce", 64 * M),
+        (b"swiotlb=0", 64 * M),
+        (b"swiotlb=65536", 128 * M),
+        (b"swiotlb=262144,force", 512 * M),
+        (b"swiotlb=1", 256 * K),
+        (b"swiotlb=65536K", 128 * M),
+        (b"swiotlb=262144 swiotlb=65536", 128 * M),
+        (b"quiet -- swiotlb=262144", 64 * M),
+    ],
+)
+def test_bounce_buffers_are_counted_in_slabs(words: bytes, size: int) -> None:
+    assert swiotlb_bytes(words) == size
+
+
+def test_larger_bounce_buffers_make_the_default_low_part_larger() -> None:
+    """max(swiotlb + 8 MiB, 256 MiB), on x86 alone."""
+    memory = BootMemory(PC_6G, EARLY)
+    for version in ("6.1", "6.12", "7.3"):
+        line = b"swiotlb=262144 crashkernel=256M,high"
+        got = predict(memory, line, kernel_for(version))
+        assert [r.size for r in got.of_kind("low")] == [520 * M]
+        assert got.request.low_bytes == 520 * M
+    arm = predict(memory, b"swiotlb=262144 crashkernel=256M,high", kernel_for("7.3", "arm64"))
+    assert [r.size for r in arm.of_kind("low")] == [128 * M]
 
 
 def test_a_hosts_memory_is_the_firmwares_and_its_image_where_it_lies() -> None:

@@ -11,7 +11,6 @@ from difflib import SequenceMatcher
 from typing import Optional
 
 from crashlend.crashkernel.boot import BootMemory, Prediction, predict
-from crashlend.crashkernel.early import early_words
 from crashlend.crashkernel.generations import BootKernel, Span, every_kernel, in_words
 from crashlend.crashkernel.grammar import (
     CMA,
@@ -22,6 +21,7 @@ from crashlend.crashkernel.grammar import (
     read_word,
     tokens,
 )
+from crashlend.crashkernel.params import early_words
 from crashlend.crashkernel.words import kind_of
 from crashlend.formats.cmdline import split
 from crashlend.ranges import align_down, align_up

@@ -25,6 +25,7 @@ from crashlend.crashkernel.grammar import (
     parse_crashkernel,
 )
 from crashlend.crashkernel.memblock import Free
+from crashlend.crashkernel.params import swiotlb_bytes
 from crashlend.ranges import Range, Ranges
 
 if TYPE_CHECKING:
@@ -123,6 +124,9 @@ def predict(memory: BootMemory, cmdline: bytes, kernel: BootKernel) -> Predictio
     """
     line = cmdline.split(b"\0", 1)[0][: kernel.line_bytes - 1]
     placing = kernel.placing
+    if placing is not None and placing.low_slack:
+        low = max(swiotlb_bytes(line) + placing.low_slack, placing.low_default)
+        placing = placing._replace(low_default=low)
     request = parse_crashkernel(
         line,
         memory.ram_bytes,

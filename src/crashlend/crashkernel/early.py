@@ -19,13 +19,13 @@ from typing import TYPE_CHECKING, Optional
 from crashlend.crashkernel.boot import BootMemory
 from crashlend.crashkernel.generations import BootKernel, kernel_for
 from crashlend.crashkernel.memblock import Free
+from crashlend.crashkernel.params import early_words
 from crashlend.errors import CrashlendError
-from crashlend.formats.cmdline import split
 from crashlend.ranges import Range, Ranges, align_up
 from crashlend.sizes import GIB, MIB, mib
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
     from crashlend.facts import Facts
     from crashlend.formats.procfs import Resource
@@ -91,21 +91,6 @@ def boot_memory(found: MemoryMap, cmdline: bytes, kernel: BootKernel) -> BootMem
         if kernel.config_cma:
             reserved |= _global_cma(ram, reserved, found.nodes, cmdline, kernel)
     return BootMemory(ram, reserved, found.nodes)
-
-
-def early_words(cmdline: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """Name and value of each word that parse_early_param() sees, quotes taken off.
-
-    [kernel/params.c:parse_args, lib/cmdline.c:next_arg]
-    """
-    for word in split(cmdline):
-        name, _, value = word.partition(b"=")
-        name = name[1:] if name.startswith(b'"') else name
-        if name == b"--" and not value:
-            return
-        if value.startswith(b'"'):
-            value = value[1:]
-        yield name.replace(b"-", b"_"), value[:-1] if word.endswith(b'"') else value
 
 
 def _ram_of_words(found: MemoryMap, cmdline: bytes, kernel: BootKernel) -> Ranges:

@@ -60,7 +60,8 @@ class Placing(NamedTuple):
     ``style`` names the code: "generic" (6.7 and later), "x86" or "arm64" (before). ``align`` is
     CRASH_ALIGN, ``fixed_align`` that of a part with "@". ``low_max`` and ``high_max`` bound the
     searches (None: the end of RAM); ``lowest`` is where the search for the main part begins.
-    ``low_default`` is DEFAULT_CRASH_KERNEL_LOW_SIZE.
+    ``low_default`` is DEFAULT_CRASH_KERNEL_LOW_SIZE, at least the bounce buffers and ``low_slack``
+    where that is not 0.
     """
 
     style: str
@@ -70,12 +71,13 @@ class Placing(NamedTuple):
     high_max: Optional[int]
     low_default: int
     lowest: int = 0
+    low_slack: int = 0
 
 
 # [arch/x86/kernel/setup.c 5.10, 6.1]
-X86_OLD = Placing("x86", 16 * _M, _M, 4 * _G, 64 * _T, 256 * _M, lowest=16 * _M)
+X86_OLD = Placing("x86", 16 * _M, _M, 4 * _G, 64 * _T, 256 * _M, 16 * _M, 8 * _M)
 # [arch/x86/include/asm/crash_reserve.h 6.12 to 7.3]
-X86 = Placing("generic", 16 * _M, 16 * _M, 4 * _G, 64 * _T, 256 * _M)
+X86 = Placing("generic", 16 * _M, 16 * _M, 4 * _G, 64 * _T, 256 * _M, 0, 8 * _M)
 # [arch/arm64/mm/init.c 6.1; physical addresses of 48 bits, DMA zone of 32]
 ARM64_OLD = Placing("arm64", 2 * _M, 2 * _M, 4 * _G, 256 * _T, 0)
 # [arch/arm64/include/asm/crash_reserve.h 6.12 to 7.3]
@@ -149,6 +151,8 @@ ROWS: dict[str, tuple[Row, ...]] = {
         Row((7, 2), _plain_only(_unread(LINUX_7_2)), None),
     ),
 }
+# COMMAND_LINE_SIZE where it is not 2048 [arch/*/include/uapi/asm/setup.h 7.3; s390: its default]
+LINE_BYTES = {"loongarch64": 4096, "s390x": 4096}
 ALIASES = {"arm64": "aarch64", "ppc64": "ppc64le", "s390": "s390x", "riscv": "riscv64"}
 
 
@@ -201,7 +205,12 @@ def kernel_for(version: str, arch: str = "x86_64", *, config_cma: bool = True) -
     for candidate in rows:
         if candidate.since <= wanted:
             row = candidate
-    return BootKernel(arch, row.generation, row.placing, config_cma=config_cma)
+    return _kernel(arch, row, config_cma=config_cma)
+
+
+def _kernel(arch: str, row: Row, *, config_cma: bool = True) -> BootKernel:
+    line = LINE_BYTES.get(arch, 2048)
+    return BootKernel(arch, row.generation, row.placing, config_cma=config_cma, line_bytes=line)
 
 
 class Span(NamedTuple):
@@ -223,7 +232,7 @@ def every_kernel(arch: str) -> list[Span]:
     for row, after in zip(rows, (*rows[1:], None)):
         first = f"{row.since[0]}.{row.since[1]}" if row.since[0] else ""
         last = _before(after.since) if after else ""
-        out.append(Span(first, last, BootKernel(arch, row.generation, row.placing)))
+        out.append(Span(first, last, _kernel(arch, row)))
     return out
 
 

@@ -52,7 +52,7 @@ def memparse(data: bytes) -> tuple[int, bytes]:
     wraps at 64 bits without a word. A lone letter is a valid 0. The rest equals ``data`` when there
     was no number. Linux up to 7.1. [lib/cmdline.c:memparse, lib/kstrtox.c:simple_strtoull]
     """
-    value, at = _number(data, saturate=False)
+    value, at = strtoull(data, saturate=False)
     power = _power(data, at)
     return (value << 10 * power) & _U64_MAX, data[at + (power > 0) :]
 
@@ -63,7 +63,7 @@ def memparse_saturating(data: bytes) -> tuple[int, bytes]:
     What does not fit into 64 bits becomes ULLONG_MAX, and a letter without a digit before it is not
     consumed. [lib/cmdline.c:memparse, lib/kstrtox.c:_parse_integer_limit]
     """
-    value, at = _number(data, saturate=True)
+    value, at = strtoull(data, saturate=True)
     power = _power(data, at) if at else 0
     return min(value << 10 * power, _U64_MAX), data[at + (power > 0) :]
 
@@ -73,8 +73,11 @@ def _power(data: bytes, at: int) -> int:
     return b"KMGTPE".find(data[at : at + 1].upper()) + 1 if at < len(data) else 0
 
 
-def _number(data: bytes, *, saturate: bool) -> tuple[int, int]:
-    """The number at the start, made to fit into 64 bits, and how many bytes it took."""
+def strtoull(data: bytes, *, saturate: bool) -> tuple[int, int]:
+    """The number at the start, made to fit into 64 bits, and how many bytes it took.
+
+    Without a letter behind it. [lib/kstrtox.c:simple_strtoull]
+    """
     base, at = 10, 0
     if data[:1] == b"0":
         base = 8
