@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from build import GIB, facts, payload, pci_function
 from crashlend.config import Settings
 from crashlend.errors import RefusedError
-from crashlend.facts import EndlessWriter, Facts, PciFunction, Watchdog
+from crashlend.facts import CmaEvidence, EndlessWriter, Facts, PciFunction, Watchdog
 from crashlend.plan import Plan, make_plan
 from crashlend.quiesce import Quiesce, Wish, is_the_systems, parse_quiesce, quiesce_notes
 
@@ -39,8 +39,8 @@ def plan_of(some: Facts = HOST, **settings: Any) -> Plan:
 
 def with_cma(some: Facts) -> Facts:
     """The same host, whose kernel made a ,cma range of 1 GiB."""
-    meminfo = {**some.meminfo, "CmaTotal": GIB, "CmaFree": GIB}
-    return replace(some, cma_ranges=((4 * GIB, 5 * GIB),), meminfo=meminfo)
+    made = ((4 * GIB, 5 * GIB),)
+    return replace(some, cma_ranges=made, cma_evidence=CmaEvidence(marked=made))
 
 
 def writing(*writers: EndlessWriter) -> Facts:
