@@ -173,7 +173,20 @@ def test_a_missing_file_is_an_error(
             "crashkernel=",
         ),
         ({"kexec_load_disabled": True}, [], 11, "no crash kernel can be loaded", "sysctl"),
-        ({"lockdown": "integrity"}, [], 11, "kexec_file_load cannot", "--lend 0"),
+        (
+            {"lockdown": "confidentiality", "files": {"/proc/kcore": None}},
+            [],
+            11,
+            "kexec_file_load can't lend",
+            "--lend 0",
+        ),
+        (
+            {"reservations": [(RESERVATION[0], RESERVATION[0] + 24 * MIB)]},
+            ["--syscall", "file"],
+            1,
+            "too small for kexec_file_load",
+            "crashkernel=",
+        ),
         ({"lockdown": "integrity"}, ["--syscall", "load"], 11, "lockdown", "--syscall file"),
         ({}, ["--dump-level", "1"], 11, "dump level 1", "--allow-missing-user-data"),
         ({}, ["--lender", "cma"], 1, "lender cma has nothing", "--lender movable"),
@@ -460,7 +473,15 @@ def test_load_without_root_is_refused(
     [
         ({"sys/kernel/kexec_crash_loaded": None}, [], 1, "cannot load a crash kernel"),
         ({"proc/sys/kernel/kexec_load_disabled": b"1\n"}, [], 11, "kexec_load_disabled is 1"),
-        ({"sys/kernel/security/lockdown": b"none [integrity]"}, [], 11, "kexec_file_load"),
+        (
+            {
+                "sys/kernel/security/lockdown": b"none integrity [confidentiality]",
+                "proc/kcore": None,
+            },
+            [],
+            11,
+            "kexec_file_load can't lend",
+        ),
         ({"proc/iomem": b"00001000-0009fbff : System RAM\n"}, [], 1, "no memory is reserved"),
         ({}, ["--dump-level", "0"], 11, "dump level 0"),
         ({"sys/hypervisor/type": b"xen"}, [], 11, "Xen"),

@@ -23,7 +23,8 @@ from crashlend.formats.bzimage import BzImage
 from crashlend.formats.elfcore import PT_LOAD, ProgramHeader
 from crashlend.plan import Plan, make_plan
 from crashlend.ranges import Range, Ranges
-from crashlend.system import file_load, kexec
+from crashlend.system import file_load, handover, kept, kexec
+from crashlend.system import image as image_module
 from crashlend.system.image import CrashImage, build_image, is_in_memory
 from test_image import Kcore
 from test_quiesce import GPU, writing
@@ -342,6 +343,37 @@ def test_without_kcore_the_image_is_unloaded(kernel: Kernel) -> None:
     with pytest.raises(CrashlendError, match="cannot tell where the kernel put"):
         image_of().load()
     assert not kernel.loaded
+
+
+class Record:
+    """A state file in memory."""
+
+    def __init__(self) -> None:
+        self.loaded: Any = None
+        self.steps: list[str] = []
+
+    def set_loaded(self, loaded: Any) -> None:
+        self.loaded = loaded
+        self.steps.append(loaded["step"] if loaded else "")
+
+
+def test_the_record_tells_where_the_image_lies(
+    kernel: Kernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So status and the next load look at memory; after a failure nothing says that it is loaded."""
+    monkeypatch.setattr(kept, "keep", lambda *_: "")
+    monkeypatch.setattr(kexec, "crash_loaded", lambda: kernel.loaded)
+    monkeypatch.setattr(image_module, "TreeFiles", lambda root: kernel)
+    state, image = Record(), image_of()
+    handover._hand_over(image, {}, FILES, state, (), print)  # type: ignore[arg-type]
+    assert state.steps == ["loading", "loaded"]
+    assert handover.is_loaded(state, image)  # type: ignore[arg-type]
+    kernel.put(state.loaded["marker"]["start"], b"another image")
+    assert not handover.is_loaded(state, image)  # type: ignore[arg-type]
+    kernel.moves = PAGE
+    with pytest.raises(CrashlendError):
+        handover._hand_over(image, {}, FILES, state, (), print)  # type: ignore[arg-type]
+    assert state.loaded["step"] == "loading"
 
 
 # --- the room ------------------------------------------------------------------------------------

@@ -254,7 +254,13 @@ def test_ram_ranges_are_half_open_and_sorted(tmp_path: Path) -> None:
         "00001000-0009fbff : System RAM\n00100000-1fffffff : System RAM\n"
         "  01000000-01ffffff : Kernel code\n20000000-2fffffff : Reserved\n"
     )
-    assert shell("ram_ranges none iomem", tmp_path).split() == ["4096-654336", "1048576-536870912"]
+    from_iomem = ["4096-654336", "1048576-536870912"]
+    assert shell("ram_ranges none iomem", tmp_path).split() == from_iomem
+    # words of the command line add memory that the loader's map does not have
+    (tmp_path / "cmdline").write_text("quiet memmap=128M@1G elfcorehdr=0x1\n")
+    assert shell("ram_ranges memmap iomem cmdline", tmp_path).split() == from_iomem
+    (tmp_path / "cmdline").write_text("quiet nomemmap=1\n")
+    assert shell("ram_ranges memmap iomem cmdline", tmp_path).split() != from_iomem
 
 
 @needs_busybox
