@@ -646,6 +646,27 @@ def test_the_table_says_which_firmware_passed() -> None:
     assert "Not run yet: `7.3 cma bios`." in text
 
 
+def test_the_documents_are_what_the_kept_results_say() -> None:
+    """docs/compatibility.md and the README's table are what `make matrix` writes of its results."""
+    data = json.loads((ROOT / "docs/results/matrix.json").read_text())
+    assert (ROOT / "docs/results/matrix.json").read_text() == json_text(data)
+    assert (ROOT / "docs/compatibility.md").read_text() == markdown(data)
+    readme = (ROOT / "README.md").read_text()
+    assert "<!-- matrix: kernels -->" in readme
+    assert readme == quoted(readme, data)
+
+
+def test_the_kept_results_are_of_the_table() -> None:
+    """Each is of a cell of matrix/compatibility.toml as that is now; what has none is told."""
+    data = json.loads((ROOT / "docs/results/matrix.json").read_text())
+    assert data["table"] == OWN_TABLE.relative_to(ROOT).as_posix()
+    cells = table_of(OWN_TABLE)
+    told = [cell for cell in cells if cell.name not in data["not_run"]]
+    assert [r["cell"] for r in data["results"]] == [cell.id for cell in told]
+    assert [r["name"] for r in data["results"]] == [cell.name for cell in told]
+    assert len(data["not_run"]) == len(cells) - len(told)
+
+
 def test_the_table_has_what_is_promised() -> None:
     """Each lender on the kernels that it is for, none on all of them, under BIOS and UEFI."""
     found: dict[str, set[str]] = {}

@@ -28,7 +28,8 @@ Written by `crashlend lab matrix {table}` from its results, of which the last of
 
 A cell is one crash of a stock Debian kernel in emulation. It passes when every check of the trial held:
 lender and system call were those asked for, the crash kernel had the memory that was planned and no
-other, the dump was saved, opens, and has all of production's memory but what was lent.
+other, the dump was saved, opens, and has all of production's memory but what was lent. Times are those
+of emulation on a busy machine.
 
 """
 _FOOT = """\
@@ -171,7 +172,8 @@ def _odd(data: Mapping[str, Any]) -> str:
         for number, result in enumerate((r for r in data["results"] if r["verdict"] != PASSED), 1)
     ]
     if data["not_run"]:
-        lines += ["", f"Not run yet: {', '.join(f'`{name}`' for name in data['not_run'])}."]
+        lines += [""] if lines else []
+        lines += [f"Not run yet: {', '.join(f'`{name}`' for name in data['not_run'])}."]
     return "\n".join(lines or ["Nothing: every cell passed."]) + "\n"
 
 
