@@ -49,14 +49,14 @@ from crashlend.formats.elfcore import PT_LOAD, parse_program_headers
 from crashlend.hostfiles import TreeFiles
 from crashlend.ranges import Ranges
 from crashlend.facts import read_facts
-from crashlend.system.image import _read_physical
+from crashlend.system.physical import read_physical
 files = TreeFiles(Path("/"))
 facts = read_facts(files)
 made = Ranges(facts.cma_ranges)
 start = next(r.start for r in facts.iomem if r.name == "Crash kernel")
 def dumped():
     # the kernel puts it at the start of the reservation
-    headers = parse_program_headers(_read_physical(files, start, 1 << 16))
+    headers = parse_program_headers(read_physical(files, start, 1 << 16))
     return Ranges((h.phys, h.end) for h in headers if h.type == PT_LOAD and h.virt < 0xffffffff80000000)
 def look(when):
     seen = dumped()
