@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import argparse
 import shutil
 import struct
 import subprocess
@@ -12,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from build import GIB
-from crashlend.errors import CrashlendError, FormatError
+from crashlend.cli import lab_verb
+from crashlend.errors import CrashlendError, FormatError, UsageError
 from crashlend.lab import firmware
 from crashlend.lab.fat import build_fat16
 from crashlend.lab.firmware import find_ovmf
@@ -167,6 +169,21 @@ def test_a_secure_guest_starts_from_its_disk_alone(
     assert "driver=cfi.pflash01,property=secure,value=on" in found
     assert "ide-hd,bus=ide.0,drive=boot,bootindex=1" in found
     assert (tmp_path / "efi-variables.fd").read_bytes() == b"keys"
+
+
+@pytest.mark.parametrize(
+    ("words", "machine"),
+    [([], "pc"), (["--machine", "q35"], "q35"), (["--firmware", "secure"], "q35")],
+)
+def test_secure_boot_takes_a_q35(words: list[str], machine: str) -> None:
+    """By itself; the other machine has no SMM to guard firmware's variables."""
+    parser = argparse.ArgumentParser()
+    lab_verb.add_arguments(parser)
+    assert lab_verb.spec_fields(parser.parse_args(["trial", *words]))["machine"] == machine
+    with pytest.raises(UsageError, match="SMM"):
+        lab_verb.spec_fields(
+            parser.parse_args(["trial", "--firmware", "secure", "--machine", "pc"])
+        )
 
 
 def test_secure_firmware_is_code_with_smm_and_variables_with_keys(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from crashlend.cli import agree, bench, conform, judges, matrix, soak
 from crashlend.cli.main import size_argument
 from crashlend.cli.output import print_json, progress
 from crashlend.config import table
-from crashlend.errors import EXIT_DONE, EXIT_FAILED, CrashlendError
+from crashlend.errors import EXIT_DONE, EXIT_FAILED, CrashlendError, UsageError
 
 if TYPE_CHECKING:
     from crashlend.lab.spec import Spec
@@ -65,8 +65,15 @@ def add_trial_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--nodes", type=_count, default=1, metavar="N", help="NUMA nodes; memory and CPUs are split"
     )
-    parser.add_argument("--firmware", choices=("bios", "uefi", "secure"), default="bios")
-    parser.add_argument("--machine", choices=("pc", "q35"), default="pc")
+    parser.add_argument(
+        "--firmware",
+        choices=("bios", "uefi", "secure"),
+        default="bios",
+        help="secure: UEFI with Secure Boot, from firmware's keys to a signed kernel",
+    )
+    parser.add_argument(
+        "--machine", choices=("pc", "q35"), help="default: pc; q35 with --firmware secure"
+    )
     parser.add_argument(
         "--cpu-model", metavar="MODEL", help="QEMU's -cpu, such as max,la57=off or qemu64"
     )
@@ -246,10 +253,21 @@ def spec_fields(args: argparse.Namespace) -> dict[str, Any]:
         "dimms": tuple(args.dimm),
         "disk": args.disk,
         "firmware": args.firmware,
-        "machine": args.machine,
+        "machine": _machine(args),
         "nodes": args.nodes,
         "cpu_model": args.cpu_model or CPU_MODEL,
     }
+
+
+def _machine(args: argparse.Namespace) -> str:
+    """The machine asked for, or the one that the firmware needs."""
+    if args.firmware != "secure":
+        return str(args.machine or "pc")
+    if args.machine == "pc":
+        raise UsageError(
+            "--machine pc", "Secure Boot needs SMM, which it lacks", hint="use --machine q35"
+        )
+    return "q35"
 
 
 def _kernels(args: argparse.Namespace) -> int:
