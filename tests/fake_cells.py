@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 LOSE_MACHINE, LOSE_EVERY_MACHINE = "lose the machine", "lose every machine"
 AWAIT_KILL, DIE, FAIL, STUMBLE = "await kill", "die", "fail", "stumble"
-WAIT_SECONDS = 60.0  # for what must come; nothing depends on how long it takes
+WAIT_SECONDS = 100.0  # for what must come; nothing depends on how long it takes
 
 
 def kernel(name: str, say: object = None) -> Kernel:

@@ -542,7 +542,7 @@ def workers() -> Iterator[Any]:
         n_workers=2,
         threads_per_worker=1,
         processes=True,
-        dashboard_address=None,
+        dashboard_address="127.0.0.1:0",  # any port: other clusters may be here
         host="127.0.0.1",
         silence_logs=50,
     ) as made:
