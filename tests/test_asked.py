@@ -63,6 +63,13 @@ def test_a_bad_word_is_named_with_what_the_kernel_took_for_it(
     assert not any("is read as" in f for f in told(word + b" crashkernel=1M,cma" + MAIN))
 
 
+def test_a_bad_word_on_a_kernel_without_cma_is_not_laid_on_the_kernel() -> None:
+    """It made no list of ranges: nobody knows that it warned, so crashlend's own reading is told."""
+    first = told(b"crashkernel=1G-4G:300M,cma" + MAIN, cma_ranges=None)[0]
+    assert "crashlend takes the first number" in first
+    assert "the kernel warns" not in first
+
+
 def test_less_than_asked_is_told_with_how_it_came() -> None:
     """1100M in three ranges of 952 MiB: the kernel keeps what it had and halves the rest."""
     line = b"crashkernel=1100M,cma" + MAIN

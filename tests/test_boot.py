@@ -587,3 +587,14 @@ def test_a_map_of_100000_entries_gives_a_result() -> None:
     assert texts(got)[0].startswith("cannot allocate crashkernel low memory")
     assert len(memory.ram) > 90_000
     assert 0 < got.shared_bytes <= G
+
+
+def test_a_map_of_strange_lines_is_refused_or_read_at_once() -> None:
+    """Thousands of digits are no node's number; spaces by the hundred thousand are passed over."""
+    log = b"BIOS-e820: [mem 0x0-0x7fffffff] usable\nnode  " + b"1" * 5000 + b": [mem 0x0-0xfff]\n"
+    assert parse_map(log).nodes == ()
+    wide = b" " * 200_000
+    line = wide + b"0x0-0x7fffffff" + wide + b"System RAM" + wide + b"\n"
+    assert parse_map(line).ram.size == 2 * G
+    with pytest.raises(FormatError):
+        parse_map(b"0-1" + wide.replace(b" ", b"x ") + b"\n")

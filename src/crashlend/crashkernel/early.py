@@ -21,6 +21,7 @@ from crashlend.crashkernel.generations import BootKernel, kernel_for
 from crashlend.crashkernel.memblock import Free
 from crashlend.crashkernel.params import early_words
 from crashlend.errors import CrashlendError
+from crashlend.formats import bootparams
 from crashlend.ranges import Range, Ranges, align_up
 from crashlend.sizes import GIB, MIB, mib
 
@@ -254,15 +255,10 @@ def kernel_image(iomem: Sequence[Resource]) -> Optional[Range]:
 
 
 def ramdisk_of(boot_params: bytes) -> Optional[Range]:
-    """Where the boot loader put the ramdisk [arch/x86/include/uapi/asm/bootparam.h]."""
-
-    def field(offset: int, high: int) -> int:
-        low_bytes, high_bytes = boot_params[offset : offset + 4], boot_params[high : high + 4]
-        return int.from_bytes(low_bytes, "little") | int.from_bytes(high_bytes, "little") << 32
-
-    if len(boot_params) < 0x220:
+    """Where the boot loader put the ramdisk; None where it gave none."""
+    if len(boot_params) < bootparams.SIZE:
         return None
-    start, size = field(0x218, 0x0C0), field(0x21C, 0x0C4)
+    start, size = (bootparams.read_wide(boot_params, f"ramdisk_{n}") for n in ("image", "size"))
     return Range(start, start + size) if start and size else None
 
 

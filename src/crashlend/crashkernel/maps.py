@@ -36,11 +36,9 @@ _MEM = rb"\[mem 0x([0-9a-f]+)-0x([0-9a-f]+)\]"
 _E820 = re.compile(rb"BIOS-e820: " + _MEM + rb" *([^\r\n]*)")
 _RAMDISK = re.compile(rb"\bRAMDISK: " + _MEM)
 _NODE_DATA = re.compile(rb"NODE_DATA\(\d+\) allocated " + _MEM)
-_NODE = re.compile(rb"\bnode +(\d+): " + _MEM)
+_NODE = re.compile(rb"\bnode +(\d{1,9}): " + _MEM)
 _IOMEM = re.compile(rb" *[0-9a-f]+-[0-9a-f]+ : ")
-_PLAIN = re.compile(
-    rb"\s*(?:0x)?([0-9a-f]+)\s*-\s*(?:0x)?([0-9a-f]+)[\s:]+(\S.*?)\s*", re.IGNORECASE
-)
+_PLAIN = re.compile(rb"(?:0x)?([0-9a-f]+)\s*-\s*(?:0x)?([0-9a-f]+)[\s:]+(\S.*)", re.IGNORECASE)
 _HINT = "crashlend predict --help names the three forms that --map reads"
 
 
@@ -126,7 +124,8 @@ def _typical() -> str:
 def _plain_lines(data: bytes, what: str) -> list[_Line]:
     lines = []
     for number, text in enumerate(data.splitlines(), 1):
-        if not text.strip() or text.lstrip().startswith(b"#"):
+        text = text.strip()
+        if not text or text.startswith(b"#"):
             continue
         match = _PLAIN.fullmatch(text)
         if match is None:

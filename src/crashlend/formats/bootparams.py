@@ -51,6 +51,13 @@ FIELDS = Layout(
 SCREEN_INFO = slice(0x000, 0x040)
 EDID_INFO = slice(0x140, 0x1C0)
 
+# what has its upper 32 bits elsewhere: name → (lower half in the setup header, upper half here)
+WIDE = {
+    "cmd_line_ptr": "ext_cmd_line_ptr",
+    "ramdisk_image": "ext_ramdisk_image",
+    "ramdisk_size": "ext_ramdisk_size",
+}
+
 EFI_64 = int.from_bytes(b"EL64", "little")  # arch/x86/include/asm/efi.h
 
 E820_RAM, E820_RESERVED, E820_ACPI, E820_NVS, E820_UNUSABLE, E820_PMEM = 1, 2, 3, 4, 5, 7
@@ -72,6 +79,11 @@ class EfiInfo(NamedTuple):
     map_bytes: int
     descriptor_bytes: int
     descriptor_version: int
+
+
+def read_wide(page: bytes, name: str) -> int:
+    """A field of :data:`WIDE`, both halves of it; FormatError where ``page`` ends before them."""
+    return FIELDS.read(page, WIDE[name]) << 32 | HEADER.read(page, name)
 
 
 def build_boot_params(
@@ -105,13 +117,9 @@ def build_boot_params(
     HEADER.write(
         page, "loadflags", HEADER.read(setup_header, "loadflags", -SETUP_HEADER_OFFSET) | 1
     )
-    for low, high, value in (
-        ("cmd_line_ptr", "ext_cmd_line_ptr", cmdline_phys),
-        ("ramdisk_image", "ext_ramdisk_image", ramdisk_phys),
-        ("ramdisk_size", "ext_ramdisk_size", ramdisk_bytes),
-    ):
-        HEADER.write(page, low, value & 0xFFFFFFFF)
-        FIELDS.write(page, high, value >> 32)
+    for name, value in zip(WIDE, (cmdline_phys, ramdisk_phys, ramdisk_bytes)):
+        HEADER.write(page, name, value & 0xFFFFFFFF)
+        FIELDS.write(page, WIDE[name], value >> 32)
     FIELDS.write(page, "acpi_rsdp_addr", rsdp_phys)
     if efi is not None:
         _write_efi(page, efi)

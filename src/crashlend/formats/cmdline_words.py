@@ -141,6 +141,14 @@ DROPPED: tuple[Drop, ...] = (
     Drop("kmemleak", _HUNGRY),
     Drop("cgroup_enable", _HUNGRY),
     Drop("retain_initrd", _HUNGRY),
+    Drop("dhash_entries", _HUNGRY),
+    Drop("ihash_entries", _HUNGRY),
+    Drop("mhash_entries", _HUNGRY),
+    Drop("mphash_entries", _HUNGRY),
+    Drop("thash_entries", _HUNGRY),
+    Drop("uhash_entries", _HUNGRY),
+    Drop("debug_guardpage_minorder", _HUNGRY),
+    Drop("kgdbwait", "nobody waits at the debugger of a capture"),
 )
 
 # What a crash kernel needs to run in the memory that it is given, and to end.

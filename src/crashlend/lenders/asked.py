@@ -54,7 +54,7 @@ def lost_words(facts: Facts) -> tuple[str, str]:
 def find_in_request(facts: Facts) -> list[Finding]:
     """All that is to be said of the ``,cma`` word and the ranges; gravest first.
 
-    Nothing for a kernel that does not know the word: there crashlend carries it out by itself.
+    For a kernel that does not know the word only how it is read: crashlend carries it out by itself.
     """
     return [*_lost(facts), *_misread(facts), *_ignored(facts), *_partial(facts), *_no_sysfs(facts)]
 
@@ -67,7 +67,10 @@ def _lost(facts: Facts) -> Iterator[Finding]:
 
 
 def _misread(facts: Facts) -> Iterator[Finding]:
-    """Defect C: the kernel warns of a bad word, ignores its own error and takes what it had read."""
+    """Defect C: the kernel warns of a bad word, ignores its own error and takes what it had read.
+
+    Where it made no list of ranges it may not know the word: crashlend then reads it the same way.
+    """
     word = _last_word(facts.cmdline_bytes)
     if not word:
         return
@@ -77,7 +80,9 @@ def _misread(facts: Facts) -> Iterator[Finding]:
     if messages:
         yield Finding(
             f"{word.decode('utf-8', 'replace')} is read as {mib(size)}",
-            f"the kernel warns '{messages[0].text}' and takes the first number all the same",
+            f"the kernel warns '{messages[0].text}' and takes the first number all the same"
+            if facts.cma_ranges is not None
+            else "crashlend takes the first number, as a kernel does that knows ,cma",
             "a ,cma word has one size, no ranges and no address: crashkernel=SIZE,cma",
         )
 
