@@ -11,11 +11,18 @@ from crashlend.lab.judges.guests import KERNEL, TOOLS
 from crashlend.lab.judges.verdict import Known
 
 BIOS = ("bios-*", "cma-7.3", "cma-ranges-*", "cma-high-*", "cma-dimm-*")
+UEFI = ("uefi-*", "cma-uefi-*")
 BZIMAGE = "arch/x86/kernel/kexec-bzimage64.c"
 SETUP = "kexec-tools kexec/arch/i386/x86-linux-setup.c"
 CRASHDUMP = "kexec-tools kexec/arch/i386/crashdump-x86.c"
 
 BOTH = (
+    Known(
+        *("setup_data SETUP_RNG_SEED", "32 bytes, *", "nothing"),
+        "with a seed in it no load would be the same twice, and load, reload and status tell by the "
+        "bytes whose image is loaded; the crash kernel seeds itself from RDRAND and from timing",
+        f"{BZIMAGE}, {SETUP}: setup_rng_seed; drivers/char/random.c: random_init_early",
+    ),
     Known(
         *("setup_data purgatory's record", "nothing", "1024 bytes, *"),
         "purgatory writes there what it did and why it reset; the crash kernel keeps the node and shows "
@@ -56,11 +63,12 @@ BOTH = (
 
 OF_KERNEL = (
     Known(
-        *("setup_data SETUP_RNG_SEED", "32 bytes, *", "nothing"),
-        "with a seed in it no load would be the same twice, and load, reload and status tell by the bytes "
-        "whose image is loaded; the crash kernel seeds itself from RDRAND and from timing",
-        f"{BZIMAGE}: setup_rng_seed; drivers/char/random.c: random_init_early, try_to_generate_entropy",
+        *("setup_data SETUP_EFI runtime", "nothing", "0x*"),
+        "read by older crash kernels alone, and the kernel loads its like; crashlend says it where "
+        "production does, as kexec-tools do",
+        f"{BZIMAGE}: prepare_add_efi_setup_data; {SETUP}: get_efi_values",
         judges=(KERNEL,),
+        guests=UEFI,
     ),
     Known(
         *("boot_params eddbuf_entries", "0x*", "0x0"),
@@ -77,15 +85,30 @@ OF_KERNEL = (
         judges=(KERNEL,),
         guests=BIOS,
     ),
+    Known(
+        *("boot_params efi_info.efi_memdesc_size", "0x30", "0x28"),
+        "the kernel copies descriptors with what firmware's have behind them; crashlend, as kexec-tools, "
+        "makes them of the kernel's own fields. Size and descriptors agree on each side",
+        f"{BZIMAGE}: setup_efi_state; include/linux/efi.h: for_each_efi_memory_desc_in_map",
+        judges=(KERNEL,),
+        guests=UEFI,
+    ),
+    Known(
+        *("boot_params efi_info.efi_memmap_size", "0x*", "0x*"),
+        "as many descriptors of another size; EFI memory map says that they are equal",
+        f"{BZIMAGE}: setup_efi_info_memmap",
+        judges=(KERNEL,),
+        guests=UEFI,
+    ),
 )
 
 OF_TOOLS = (
     Known(
-        *("setup_data SETUP_RNG_SEED", "32 bytes, *", "nothing"),
-        "as from the kernel; 2.0.25 has none either",
-        f"{SETUP}: setup_rng_seed",
+        *("boot_params secure_boot", "0x0", "0x*"),
+        "crashlend hands it on like the kernel's own loader; kexec-tools leave it out",
+        f"{BZIMAGE}: setup_efi_state",
         judges=(TOOLS,),
-        guests=("*-7.3",),
+        guests=UEFI,
     ),
     Known(
         *("word acpi_rsdp", "acpi_rsdp=0x*", "nothing"),
@@ -108,7 +131,7 @@ OF_TOOLS = (
         "the same",
         f"{CRASHDUMP}: get_backup_area",
         judges=(TOOLS,),
-        guests=("*uefi*",),
+        guests=UEFI,
     ),
     Known(
         *("PT_LOADs that show another place", "0x1000-0x*", "nothing"),
