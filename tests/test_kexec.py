@@ -181,3 +181,20 @@ def test_uapi_header_has_these_flags() -> None:
     assert int(found["KEXEC_FILE_UNLOAD"], 16) == kexec.KEXEC_FILE_UNLOAD
     assert int(found["KEXEC_FILE_ON_CRASH"], 16) == kexec.KEXEC_FILE_ON_CRASH
     assert int(found["KEXEC_SEGMENT_MAX"]) == kexec.MAX_SEGMENTS
+
+
+def test_without_efi_there_is_no_secure_boot(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Under BIOS boot_params says nothing of it; under EFI 2 is off, 3 on, all else unknown."""
+    data, efi = tmp_path / "data", tmp_path / "efi"
+    places = {"/sys/firmware/efi": efi, "/sys/kernel/boot_params/data": data}
+    monkeypatch.setattr(kexec, "Path", lambda path: places[path])
+    data.write_bytes(bytes(4096))
+    assert kexec._secure_boot() is False
+    efi.mkdir()
+    for mode, expected in ((0, None), (1, None), (2, False), (3, True)):
+        data.write_bytes(bytes(0x1EC) + bytes([mode]) + bytes(4096 - 0x1ED))
+        assert kexec._secure_boot() is expected
+    data.unlink()
+    assert kexec._secure_boot() is None

@@ -173,6 +173,8 @@ def _lockdown() -> str:
 
 def _secure_boot() -> Optional[bool]:
     """Whether the kernel was started under Secure Boot; None where it does not say."""
+    if not Path("/sys/firmware/efi").exists():
+        return False
     try:
         page = Path("/sys/kernel/boot_params/data").read_bytes()
     except OSError:

@@ -34,7 +34,7 @@ FILE = (
             kernel,
             {
                 "memory_bytes": 2 * GIB,
-                "cmdline": "crashkernel=256M,cma crashkernel=128M",
+                "cmdline": "crashkernel=128M",
                 "lender": "movable",
                 "lend_bytes": 256 * MIB,
                 "syscall": "file",
@@ -43,6 +43,21 @@ FILE = (
             quick=False,
         )
         for kernel in ("5.10", "6.1", "6.12", "6.17", "7.3")
+    ),
+    Trial(
+        "file-combined-7.3",
+        "the kernel hands its own ,cma range over, words the movable memory beside it",
+        "7.3",
+        {
+            "memory_bytes": 2 * GIB,
+            "cmdline": "crashkernel=256M,cma crashkernel=128M",
+            "lender": "cma,movable",
+            "lend_bytes": 512 * MIB,
+            "syscall": "file",
+        },
+        lender="cma,movable",
+        syscall="file",
+        quick=False,
     ),
     Trial(
         "secure-6.1",
