@@ -18,6 +18,13 @@ CRASHDUMP = "kexec-tools kexec/arch/i386/crashdump-x86.c"
 
 BOTH = (
     Known(
+        *("word swiotlb", "nothing", "swiotlb=16384"),
+        "with RAM above 4 GiB the kernel takes 64 MiB below it for bounce buffers, which is all of the "
+        "low part here; crashlend asks for half of that where little is left (lowmem.py)",
+        "include/linux/swiotlb.h: IO_TLB_DEFAULT_SIZE; kernel/dma/swiotlb.c: swiotlb_init_remap",
+        guests=("cma-high-*",),
+    ),
+    Known(
         *("setup_data SETUP_RNG_SEED", "32 bytes, *", "nothing"),
         "with a seed in it no load would be the same twice, and load, reload and status tell by the "
         "bytes whose image is loaded; the crash kernel seeds itself from RDRAND and from timing",
