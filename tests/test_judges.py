@@ -345,7 +345,7 @@ CHANGES: list[tuple[str, Callable[[], Image], str, str]] = [
 
 
 @pytest.mark.parametrize(
-    ("subject", "change", "theirs", "ours"), CHANGES, ids=lambda v: str(v)[:40]
+    ("subject", "change", "theirs", "ours"), CHANGES, ids=[row[0] for row in CHANGES]
 )
 def test_one_change_is_one_difference(
     subject: str, change: Callable[[], Image], theirs: str, ours: str
