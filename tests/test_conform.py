@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 import struct
 import subprocess
 from dataclasses import replace
@@ -387,6 +388,12 @@ def test_the_page_is_what_the_kept_result_gives(kernel: str) -> None:
     assert (PAGES / f"{kernel}.md").read_text() == markdown(data)
     assert data["good"]
     assert [c["check"] for c in data["checks"]] == [c.name for c in CHECKS]
+
+
+def test_the_pages_are_those_that_make_conform_writes() -> None:
+    """One for each kernel of the target, and a result for each page."""
+    (kernels,) = re.findall(r"(?m)^\tfor kernel in (.*); do", (ROOT / "Makefile").read_text())
+    assert sorted(kernels.split()) == RESULTS == sorted(p.stem for p in PAGES.glob("*.md"))
 
 
 def test_every_check_is_of_boots_that_there_are() -> None:
