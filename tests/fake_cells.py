@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 from crashlend.lab.kernels import Kernel, NoKernelError
 from crashlend.lab.matrix import cell
 from crashlend.lab.matrix.table import Cell
+from crashlend.lab.outcome import Outcome
 from crashlend.lab.qemu import LostVmError, Report
 from crashlend.lab.spec import Check
-from crashlend.lab.trial import Outcome
 
 if TYPE_CHECKING:
     from collections.abc import Callable

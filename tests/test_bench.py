@@ -18,10 +18,10 @@ from crashlend.lab import bench, bench_report, bench_times
 from crashlend.lab.bench import Bench, Options, judge
 from crashlend.lab.kernels import Kernel
 from crashlend.lab.loaders import kexec_initramfs, load_command, load_variables
+from crashlend.lab.outcome import Outcome
 from crashlend.lab.qemu import LostVmError, Machine, Report, run_machine
 from crashlend.lab.records import Records
 from crashlend.lab.spec import Check, Spec
-from crashlend.lab.trial import Outcome
 from crashlend.lab.watch import Watch
 from crashlend.plan import make_plan
 from crashlend.sizes import MIB

@@ -11,10 +11,10 @@ import pytest
 
 from crashlend.lab.fault_checks import check_crash, check_faults, why_not_back
 from crashlend.lab.kernels import Kernel
+from crashlend.lab.outcome import Outcome
 from crashlend.lab.qemu import Report
 from crashlend.lab.spec import CAME_BACK, Check, Command, Saved, Spec, Trial
 from crashlend.lab.suite import judge
-from crashlend.lab.trial import Outcome
 from crashlend.sizes import GIB, MIB
 
 KERNEL = Kernel("6.1", "6.1.0", "bookworm", Path("vmlinuz"), Path("modules"), None)

@@ -22,9 +22,9 @@ from crashlend.lab.judges.guests import CASES, KERNEL, LENDING, TOOLS, Case
 from crashlend.lab.judges.image import parse_image
 from crashlend.lab.judges.report import readings_from
 from crashlend.lab.kernels import Kernel
+from crashlend.lab.outcome import Outcome
 from crashlend.lab.qemu import LostVmError, Report
 from crashlend.lab.spec import Check, Spec
-from crashlend.lab.trial import Outcome
 from test_judges import CORE, CORE_AT, IMAGE, RESERVATION, page, raw, reading
 
 # --- what runs in the guest

@@ -13,11 +13,11 @@ import pytest
 import crashlend
 from crashlend.lab.kernels import Kernel
 from crashlend.lab.late import CHECK_IN_FLIGHT, CHECK_NOTHING_CAME, check_late, device_words
+from crashlend.lab.outcome import Outcome
 from crashlend.lab.qemu import Report
 from crashlend.lab.spec import CORRUPTED, Check, Spec
 from crashlend.lab.suite import why_not_corrupted
 from crashlend.lab.suites.dma import DMA
-from crashlend.lab.trial import Outcome
 from crashlend.quiesce import parse_quiesce
 
 if TYPE_CHECKING:

@@ -18,8 +18,8 @@ from crashlend.sizes import MIB, mib
 if TYPE_CHECKING:
     import argparse
 
+    from crashlend.lab.outcome import Outcome
     from crashlend.lab.spec import Spec
-    from crashlend.lab.trial import Outcome
 
 SEED = "crashkernel=1G,cma crashkernel={}M"
 # What distributions take from production on a host with this much RAM: (name, from MiB, taken

@@ -10,8 +10,8 @@ from crashlend.cli.output import GREEN, RED, print_rows, progress, styled
 from crashlend.sizes import mib
 
 if TYPE_CHECKING:
+    from crashlend.lab.outcome import Outcome
     from crashlend.lab.spec import Check
-    from crashlend.lab.trial import Outcome
 
 
 def announce(event: dict[str, Any], who: str = "") -> None:

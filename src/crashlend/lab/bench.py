@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from crashlend.lab.kernels import Kernel
+    from crashlend.lab.outcome import Outcome
     from crashlend.lab.packages import Say
-    from crashlend.lab.trial import Outcome
 
 KERNELS = ("6.1", "7.3")
 LOW_MIB, HIGH_MIB = 8, 256

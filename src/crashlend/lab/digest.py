@@ -9,7 +9,7 @@ from crashlend.lab.qemu import LostVmError
 
 if TYPE_CHECKING:
     from crashlend.errors import CrashlendError
-    from crashlend.lab.trial import Outcome
+    from crashlend.lab.outcome import Outcome
 
 
 def figures(outcome: Outcome) -> dict[str, Any]:

@@ -14,9 +14,9 @@ from crashlend.sizes import mib
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from crashlend.lab.outcome import Outcome
     from crashlend.lab.qemu import Report
     from crashlend.lab.spec import Saved, Spec
-    from crashlend.lab.trial import Outcome
 
 HOGS = "/lab/hogs.py"
 

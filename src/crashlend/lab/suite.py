@@ -11,11 +11,12 @@ from crashlend.errors import UsageError
 from crashlend.lab.fault_checks import why_not_back
 from crashlend.lab.kernels import fetch
 from crashlend.lab.late import CHECK_IN_FLIGHT, CHECK_NOTHING_CAME, seen_pages
+from crashlend.lab.outcome import Outcome
 from crashlend.lab.packages import Say, silent
 from crashlend.lab.qemu import LostVmError
 from crashlend.lab.spec import CAME_BACK, CORRUPTED, LOST, REFUSED, Spec, Trial
 from crashlend.lab.suites.table import SUITE
-from crashlend.lab.trial import Outcome, run_trial
+from crashlend.lab.trial import run_trial
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from crashlend.lab.kernels import Kernel
+    from crashlend.lab.outcome import Outcome
     from crashlend.lab.packages import Say
-    from crashlend.lab.trial import Outcome
 
 # as it must; not so; Debian has no such kernel any more; nothing can be said of the product
 PASSED, FAILED, ABSENT, VOID = "passed", "failed", "absent", "void"
