@@ -440,7 +440,9 @@ def test_where_lending_is_refused_by_now_there_is_a_crash_kernel_without_it(
     load()
     offline(some)
 
-    def refuse(_facts: Facts, _wish: Wish, *, lending: bool, syscall: str) -> Quiesce:
+    def refuse(
+        _facts: Facts, _wish: Wish, *, lending: bool, syscall: str, by_word: bool = False
+    ) -> Quiesce:
         if lending:
             raise RefusedError("memory must not be lent beside i915", "it is in use")
         return Quiesce(0.0, f"nothing is lent ({syscall})")
