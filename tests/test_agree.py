@@ -171,8 +171,8 @@ def test_kexec_crash_size_has_the_low_part_since_6_5() -> None:
 
 def test_only_the_kernels_words_on_the_subject_are_kept() -> None:
     """Command line and memory line have the words in them, too; activation comes after booting."""
-    kept = digest(observation(words="crashkernel=1", log=(("warn", "crahskernel: Memory value"),)))
-    assert kept.messages == (("warn", "crahskernel: Memory value"),)
+    said = (("warn", "crahskernel: Memory value"), ("warn", "Memory value expected after '@'"))
+    assert digest(observation(words="crashkernel=1", log=said)).messages == said
 
 
 def test_the_models_input_has_nothing_of_the_outcome() -> None:
@@ -364,6 +364,19 @@ def test_verb_ends_with_1_where_a_case_was_not_observed(
     again = Lab()
     assert lab_run(again, "--resume") == 0
     assert again.lines == [OTHER.words]
+
+
+def test_verb_boots_nothing_where_it_is_told_so(
+    lab_run: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """--no-boot reports what is there; with nothing there it has no verdict, and fails."""
+    assert lab_run(Lab(), "--no-boot") == 1
+    assert lab_run(Lab({OTHER.words: ObserveError("no observation", "it died")})) == 1
+    capsys.readouterr()
+    fake = Lab()
+    assert lab_run(fake, "--no-boot") == 0
+    assert "cases: 1, agree: 1" in capsys.readouterr().out
+    assert not fake.lines
 
 
 def test_verb_lists_cases_and_refuses_unknown_kernels(

@@ -21,6 +21,7 @@ from crashlend.lenders.census import KINDS, NO_FLAGS
 
 ROOT = Path(__file__).resolve().parent.parent
 OWN_FORM = (
+    "agree",
     "bench",
     "judges",
     "matrix",

@@ -24,12 +24,13 @@ if TYPE_CHECKING:
 SCHEMA = 1
 # syslog's levels as the model names them
 LEVELS = {3: "err", 4: "warn", 6: "info"}
-# What the kernel says of crashkernel= and of CMA areas; "crahskernel" is its own spelling.
-_OURS = re.compile(r"cra(sh|hs)kernel|^cma: ")
+# What the kernel says of crashkernel= and of CMA areas; "crahskernel" is its own spelling, and 6.1 leaves
+# the name out of what it says of ranges.
+_OURS = re.compile(r"cra(sh|hs)kernel|^cma: |^Memory value expected")
 # Has those words in it, too: command line and memory, and what becomes of the areas later. There ranges
 # of one name collide in sysfs, and an area that crosses zones is not activated.
 _NOT_OURS = re.compile(
-    r"^(Command line|Kernel command line|Memory|Unknown kernel command line parameters|"
+    r"^(Command line|Kernel command line|Memory:|Unknown kernel command line parameters|"
     r"sysfs: cannot create duplicate filename|kobject: kobject_add_internal failed|"
     r"cma: CMA area crashkernel could not be activated)"
 )

@@ -20,9 +20,9 @@ _HEAD = """# Prediction against booted kernels
 
 `crashlend predict` says what a kernel makes of its `crashkernel=` words. Here Debian's kernels were
 asked: each case was booted in QEMU with `nokaslr` (not under UEFI: without the kernel's decompressor),
-and what it showed is compared with what `crashkernel/boot.py` says. The model is given what a host knows before it has any such word: the
-firmware's map, where the kernel image and the initramfs lie, the NUMA nodes, all from a boot of the
-same guest without `crashkernel=`.
+and what it showed is compared with what `crashkernel/boot.py` says. The model is given what a host
+knows before it has any such word: the firmware's map, where the kernel image and the initramfs lie,
+the NUMA nodes, all from a boot of the same guest without `crashkernel=`.
 
 Compared are, to the byte: the kernel's messages about `crashkernel=` and CMA with their levels, in
 order; the "Crash kernel" ranges of /proc/iomem; the ranges of /sys/kernel/kexec/crash_cma_ranges (of
