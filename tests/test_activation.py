@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from build import BLOCK, CMDLINE, MIB, MemoryFiles, facts, host, payload, zoneinfo
+from build import BLOCK, CMDLINE, GIB, MIB, MemoryFiles, facts, host, payload, zoneinfo
 from crashlend.config import Settings
 from crashlend.errors import FormatError, RefusedError
 from crashlend.facts import CmaEvidence, read_facts
@@ -246,8 +246,30 @@ def test_the_other_ranges_are_lent_without_the_lost_one() -> None:
     plan = plan_of(some)
     assert plan.lent == Ranges([A])
     assert any("not lent" in note and "0x124000000" in note for note in plan.notes)
-    with pytest.raises(RefusedError, match="must not be lent"):
-        plan_of(some, syscall="file")
+
+
+@pytest.mark.parametrize("lender", ["auto", "cma", "movable", "cma,movable"])
+def test_by_file_nothing_is_lent_beside_a_lost_range(lender: str) -> None:
+    """The kernel hands it over whoever lends: kernel data that both core headers leave out."""
+    for active in ([A], []):
+        some = read(marked_host([A, B], active, movable=[36], lent=[36], lockdown="integrity"))
+        with pytest.raises(RefusedError, match="must not lend memory") as caught:
+            plan_of(some, lender=lender, lend=GIB)
+        assert "0x124000000-0x12c000000) are in ordinary use" in caught.value.why
+        assert "--lender" not in caught.value.hint
+        assert "--lend 0" in caught.value.hint
+
+
+@pytest.mark.parametrize("settings", [{"lend": 0}, {"lender": "none"}])
+def test_by_file_without_lending_the_plan_says_what_a_lost_range_does(
+    settings: dict[str, Any],
+) -> None:
+    """No worse than kexec -s -p, so it is not refused; but kernel data will be overwritten."""
+    plan = plan_of(read(marked_host([A, B], [A])), syscall="file", **settings)
+    assert plan.lent == Ranges()
+    assert any(n.startswith("128 MiB of that") and "overwrite" in n for n in plan.notes)
+    good = plan_of(read(marked_host([A, B], [A, B])), syscall="file", **settings)
+    assert not any("overwrite" in note for note in good.notes)
 
 
 def test_status_names_a_lost_range_and_most_urgently_one_that_is_lent() -> None:

@@ -21,6 +21,7 @@ from crashlend.errors import CrashlendError, RefusedError, TooSmallError
 from crashlend.formats import elfcore, newc
 from crashlend.formats.cmdline import crash_cmdline, parameter_name, split
 from crashlend.formats.cmdline_words import Reasoned
+from crashlend.lenders.unasked import unasked_notes
 from crashlend.ranges import Ranges, align_down, align_up
 from crashlend.sizes import MIB, format_size, mib
 
@@ -72,13 +73,13 @@ def hand_over(
     kernels = Ranges(facts.cma_ranges or ())
     wanted = foreseen - kernels
     if not wanted:
-        return Handed(foreseen, wanted, _unasked(kernels, foreseen))
+        return Handed(foreseen, wanted, unasked_notes(facts, foreseen))
     _demand_a_look(facts)
     words = [*more, Reasoned(PLACEHOLDER, ""), Reasoned("memmap=", "")]
     line = crash_cmdline(facts.cmdline_bytes, words, append=append, limit=limit - KERNELS_OWN_BYTES)
     room = limit - KERNELS_OWN_BYTES - len(line.encode()) - BOUNCE_BYTES
     by_word = largest(wanted, room)
-    notes = list(_unasked(kernels, foreseen))
+    notes = list(unasked_notes(facts, foreseen))
     if by_word != wanted:
         notes.append(
             f"{mib(wanted.size - by_word.size)} in {len(wanted) - len(by_word)} ranges are not lent: "
@@ -91,17 +92,6 @@ def hand_over(
             "kexec_file_load is the kernel's own, and it waits only where it has ,cma ranges"
         )
     return Handed((foreseen & kernels) | by_word, by_word, tuple(notes))
-
-
-def _unasked(kernels: Ranges, foreseen: Ranges) -> tuple[str, ...]:
-    """The kernel hands its own ranges over whether anybody wants that or not."""
-    missed = kernels - foreseen
-    if not missed:
-        return ()
-    return (
-        f"the kernel gives the crash kernel {mib(missed.size)} of its own ,cma ranges, too, and "
-        "leaves them out of the dump: kexec_file_load always does",
-    )
 
 
 def _demand_a_look(facts: Facts) -> None:

@@ -114,9 +114,9 @@ def make_plan(
     the dump level's policy (RefusedError) and of a reservation that is missing or too small.
     """
     arch = for_machine(facts.arch)
-    offer = make_offer(facts, settings, held_only=held_only)
-    lent = offer.foreseen
     syscall = _syscall(facts, settings)
+    offer = make_offer(facts, settings, syscall, held_only=held_only)
+    lent = offer.foreseen
     # kexec_file_load leaves the kernel's own ranges out of every dump, asked for or not
     missing = lent | Ranges(facts.cma_ranges or ()) if syscall == "file" else lent
     _check_level(settings, lent, missing)

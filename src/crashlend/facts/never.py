@@ -218,7 +218,7 @@ NEVER_LENT = (
         "the kernel's ,cma ranges that failed to activate, though it lists them",
         "their pageblocks are not marked as CMA (/proc/kcore, BTF); without the marks: the area's "
         "total_pages, a zone's border in the range, CMA counts of zones and in all, the log",
-        "excluded; refused where nothing else is left, and by kexec_file_load",
+        "excluded; refused where nothing else is left, and with kexec_file_load, which can't leave them out",
         "mm/cma.c: cma_activate_area()",
     ),
     Never(

@@ -41,14 +41,11 @@ class Finding(NamedTuple):
 
 
 def lost_words(facts: Facts) -> tuple[str, str]:
-    """Why ranges that are not CMA any more must not be lent, and the remedy."""
+    """Why ranges that are not CMA any more must not be lent, and what would mend that."""
     words = [b"=".join(found) for found in BORDER_WORDS.findall(facts.cmdline_bytes)]
     drop = " and ".join(word.decode("utf-8", "replace") for word in words)
     cure = f"boot without {drop}" if drop else "look for 'could not be activated' in the log"
-    return (
-        activation(facts).words(facts),
-        f"{cure}, or use --lender movable (kexec -s gives them to the crash kernel all the same)",
-    )
+    return activation(facts).words(facts), cure
 
 
 def find_in_request(facts: Facts) -> list[Finding]:
@@ -62,8 +59,13 @@ def find_in_request(facts: Facts) -> list[Finding]:
 def _lost(facts: Facts) -> Iterator[Finding]:
     """Defect B: ranges are listed whose pages are in ordinary use."""
     if activation(facts).lost:
-        why, remedy = lost_words(facts)
-        yield Finding("the kernel lists ,cma ranges that are not CMA", why, remedy)
+        why, cure = lost_words(facts)
+        yield Finding(
+            "the kernel lists ,cma ranges that are not CMA",
+            why,
+            f"{cure}; until then kexec_load can lend movable memory, and kexec_file_load (kexec -s) "
+            "gives these ranges to the crash kernel all the same",
+        )
 
 
 def _misread(facts: Facts) -> Iterator[Finding]:

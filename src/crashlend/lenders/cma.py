@@ -28,14 +28,19 @@ def offer_cma(facts: Facts, asked_bytes: int, lendable: Ranges, *, whole: bool =
     """Take the kernel's ranges as they are, without units that have a page that must not be lent.
 
     ``whole``: nothing can be left out, because the kernel hands them over by itself.
-    What is not CMA any more (activation.py) is not lent; RefusedError when that is all of it.
+    What is not CMA any more (activation.py) is not lent; RefusedError when that is all of it. Where
+    it can't be left out either, nobody is asked (unasked.py).
     """
     ranges = Ranges(facts.cma_ranges or ())
     notes = []
     state = activation(facts)
-    if state.lost and (whole or state.lost == ranges):
-        why, remedy = lost_words(facts)
-        raise RefusedError("the kernel's crashkernel CMA ranges must not be lent", why, hint=remedy)
+    if state.lost and state.lost == ranges:
+        why, cure = lost_words(facts)
+        raise RefusedError(
+            "the kernel's crashkernel CMA ranges must not be lent",
+            why,
+            hint=f"{cure}, or use --lender movable",
+        )
     if state.lost:
         notes.append(f"a part of the kernel's ,cma ranges is not lent: {state.words(facts)}")
         ranges -= state.lost

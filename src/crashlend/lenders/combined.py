@@ -12,6 +12,7 @@ from crashlend.errors import CrashlendError, RefusedError
 from crashlend.lenders import Offer, Part, zone
 from crashlend.lenders.cma import offer_cma
 from crashlend.lenders.movable import offer_movable
+from crashlend.lenders.unasked import demand_sound_ranges
 from crashlend.lowmem import low_bytes
 from crashlend.ranges import Ranges
 
@@ -22,16 +23,19 @@ if TYPE_CHECKING:
     from crashlend.facts import Facts
 
 
-def make_offer(facts: Facts, settings: Settings, *, held_only: bool = False) -> Offer:
+def make_offer(facts: Facts, settings: Settings, syscall: str, *, held_only: bool = False) -> Offer:
     """Who lends, and what: ``--lend``, else the ``,cma`` word of the command line, else nothing.
 
     ``held_only``: what can be lent as it is, and no more. Of several lenders, one that has nothing
     or must not lend is passed over with a note; the first one's error is raised when that leaves
-    none.
+    none. With kexec_file_load (``syscall`` "file") nobody is asked where the kernel itself hands over what
+    must not be lent.
     """
     asked = settings.lend if settings.lend is not None else lent_request(facts.cmdline_bytes)
     if not asked or settings.lender == "none":
         return Offer("none", asked, surplus=facts.lent_blocks)
+    if syscall == "file":
+        demand_sound_ranges(facts)
     names = _names(facts, settings.lender)
     offers: list[Offer] = []
     errors: list[CrashlendError] = []
@@ -40,7 +44,7 @@ def make_offer(facts: Facts, settings: Settings, *, held_only: bool = False) -> 
         if got.size >= asked:
             break
         try:
-            offer = _ask(name, facts, asked - got.size, got, settings)
+            offer = _ask(name, facts, asked - got.size, got, settings, syscall)
         except CrashlendError as error:
             errors.append(error)
             continue
@@ -70,7 +74,9 @@ def _names(facts: Facts, setting: str) -> Sequence[str]:
     return (zone.NAME, "movable") if zone.foreign_blocks(facts) else ("movable",)
 
 
-def _ask(name: str, facts: Facts, missing: int, got: Ranges, settings: Settings) -> Offer:
+def _ask(
+    name: str, facts: Facts, missing: int, got: Ranges, settings: Settings, syscall: str
+) -> Offer:
     """One lender's offer for what is ``missing`` beside what others have ``got``."""
     for refusal in facts.refusals:
         if refusal.lender in (name, "any"):
@@ -93,8 +99,7 @@ def _ask(name: str, facts: Facts, missing: int, got: Ranges, settings: Settings)
             hint="it needs CONFIG_CMA, Linux 6.17 and that word; --lender movable works on any",
         )
     # its ranges are taken as they are, however much is asked for
-    by_the_kernel = settings.syscall == "file" or facts.lockdown in ("integrity", "confidentiality")
-    return offer_cma(facts, missing, lendable, whole=by_the_kernel)
+    return offer_cma(facts, missing, lendable, whole=syscall == "file")
 
 
 def _combine(facts: Facts, offers: Sequence[Offer], asked: int, got: Ranges) -> Offer:
