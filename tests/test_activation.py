@@ -260,6 +260,57 @@ def test_by_file_nothing_is_lent_beside_a_lost_range(lender: str) -> None:
         assert "--lend 0" in caught.value.hint
 
 
+def untold(**kind: Any) -> Facts:
+    """6.17 under Secure Boot, the log has wrapped before crashlend was started for the first time."""
+    files = {
+        "/proc/sys/kernel/osrelease": b"6.17.0-test\n",
+        "/proc/meminfo": b"MemTotal: 4000000 kB\nCmaTotal: 262144 kB\n",
+        LOG: b"6,900,9,-;late\n",
+        **kind.pop("files", {}),
+    }
+    return facts(movable=[36], lent=[36], lockdown="integrity", files=files, **kind)
+
+
+@pytest.mark.parametrize("total", [b"CmaTotal: 262144 kB\n", b"CmaTotal: 0 kB\n"])
+def test_by_file_nothing_is_lent_beside_ranges_that_nobody_can_tell(total: bytes) -> None:
+    """The kernel lends them by itself, and our core header would have PT_LOADs over them."""
+    some = untold(files={"/proc/meminfo": b"MemTotal: 4000000 kB\n" + total})
+    with pytest.raises(RefusedError, match="must not lend memory now") as caught:
+        plan_of(some, lender="movable", lend=BLOCK)
+    assert "reboot" in caught.value.hint
+    plain = plan_of(some, lend=0)
+    assert any("may give the crash kernel ,cma ranges" in note for note in plain.notes)
+    with pytest.raises(RefusedError, match="dump level 0"):
+        plan_of(some, lend=0, dump_level=0)
+    allowed = plan_of(some, lend=0, dump_level=0, allow_missing_user_data=True)
+    assert allowed.load_variables["ALLOW_MISSING_USER_DATA"] == "1"
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        {"files": {"/proc/sys/kernel/osrelease": b"6.12.1\n"}},
+        {"files": {"/proc/meminfo": b"MemTotal: 4000000 kB\n"}},
+        {"files": {LOG: b"6,1,0,-;Linux version 6.17.0\n"}},
+        {"cma_ranges": []},
+        {"cmdline": b"crashkernel=256M\n"},
+    ],
+)
+def test_by_file_movable_memory_is_lent_where_the_kernel_has_no_ranges(
+    kind: dict[str, Any],
+) -> None:
+    """It does not know the word, has no CMA, a whole log or a list without any, or was not asked."""
+    plan = plan_of(untold(**kind), lender="movable", lend=BLOCK)
+    assert plan.by_word.size == BLOCK
+    assert not any("may give the crash kernel" in note for note in plan.notes)
+
+
+def test_by_kexec_load_ranges_that_nobody_can_tell_do_not_matter() -> None:
+    """There crashlend builds the memory map: they stay production's and are dumped."""
+    some = replace(untold(), lockdown="none")
+    assert plan_of(some, lender="movable", lend=BLOCK).lent.size == BLOCK
+
+
 @pytest.mark.parametrize("settings", [{"lend": 0}, {"lender": "none"}])
 def test_by_file_without_lending_the_plan_says_what_a_lost_range_does(
     settings: dict[str, Any],

@@ -168,10 +168,12 @@ def test_lockdown_is_the_word_in_brackets(text: str, level: str) -> None:
 
 
 def test_cma_ranges_come_from_the_file_else_from_the_log() -> None:
-    """6.19 has the file, 6.17 the log; no CMA at all means that it can't be known."""
+    """6.19 has the file, 6.17 the log, also where CmaTotal is 0: all ranges are lost then."""
     assert facts(cma_ranges=[(4 * GIB, 5 * GIB)]).cma_ranges == ((4 * GIB, 5 * GIB),)
     assert facts(cma_ranges=[]).cma_ranges == ()
-    assert facts(log=CMA_LOG).cma_ranges is None
+    assert facts(log=CMA_LOG).cma_ranges == ((0x110000000, 0x120000000),)
+    assert facts().cma_ranges is None
+    assert facts(log=CMA_LOG, cmdline=b"crashkernel=256M\n").cma_ranges is None
     meminfo = b"MemTotal: 4000000 kB\nCmaTotal: 262144 kB\n"
     old = facts(log=CMA_LOG, files={"/proc/meminfo": meminfo})
     assert old.cma_ranges == ((0x110000000, 0x120000000),)

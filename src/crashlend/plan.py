@@ -21,6 +21,7 @@ from crashlend.jsonable import to_json
 from crashlend.lenders import NOTHING, Offer
 from crashlend.lenders.asked import find_in_request
 from crashlend.lenders.combined import make_offer
+from crashlend.lenders.unasked import hands_over_ranges
 from crashlend.quiesce import Quiesce, parse_quiesce, plan_quiesce, quiesce_notes
 from crashlend.ranges import Ranges, align_up
 
@@ -118,8 +119,8 @@ def make_plan(
     offer = make_offer(facts, settings, syscall, held_only=held_only)
     lent = offer.foreseen
     # kexec_file_load leaves the kernel's own ranges out of every dump, asked for or not
-    missing = lent | Ranges(facts.cma_ranges or ()) if syscall == "file" else lent
-    _check_level(settings, lent, missing)
+    unasked = syscall == "file" and hands_over_ranges(facts)
+    _check_level(settings, bool(lent), unasked)
     by_word, notes = NOTHING, offer.notes
     limit = (payload.image.cmdline_limit if payload else 0) or USUAL_LIMIT
     if syscall == "file":
@@ -129,7 +130,7 @@ def make_plan(
         lent, by_word, notes = handed.lent, handed.by_word, (*notes, *handed.notes)
     wish = parse_quiesce(settings.dma_quiesce)
     quiesce = plan_quiesce(facts, wish, lending=bool(lent), syscall=syscall, by_word=bool(by_word))
-    variables = _load_variables(facts, offer.lender, lent, settings, missing)
+    variables = _load_variables(facts, offer.lender, lent, settings, bool(lent) or unasked)
     reservation = arch.reservations(facts)
     taken = reservation.size or facts.crash_size_bytes or 0
     plan = Plan(
@@ -165,11 +166,11 @@ def make_plan(
     return _complete(plan, facts, settings, payload)
 
 
-def _check_level(settings: Settings, lent: Ranges, missing: Ranges) -> None:
+def _check_level(settings: Settings, lends: bool, unasked: bool) -> None:
     """Refuse a dump level that wants what the dump will not have."""
     level = settings.dump_level
     if (
-        missing
+        (lends or unasked)
         and level & USER_DATA_LEVELS != USER_DATA_LEVELS
         and not settings.allow_missing_user_data
     ):
@@ -177,7 +178,7 @@ def _check_level(settings: Settings, lent: Ranges, missing: Ranges) -> None:
             f"dump level {level} wants user data or page cache",
             "lent memory holds just that, and it will be missing from the dump",
             hint="use a level with 2, 4 and 8 set (31), --allow-missing-user-data, or "
-            + ("--lend 0" if lent == missing else "boot without a ,cma word"),
+            + ("boot without a ,cma word" if unasked else "--lend 0"),
         )
 
 
@@ -340,7 +341,7 @@ def _doubts(facts: Facts, lent: Ranges) -> tuple[str, ...]:
 
 
 def _load_variables(
-    facts: Facts, lender: str, lent: Ranges, settings: Settings, missing: Ranges
+    facts: Facts, lender: str, lent: Ranges, settings: Settings, missing: bool
 ) -> dict[str, str]:
     """What the capture is told about this load, as shell variables; ranges are half-open.
 
