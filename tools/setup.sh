@@ -5,7 +5,7 @@
 set -eu
 
 what=$1
-lab="python3-venv qemu-system-x86 ovmf e2fsprogs kmod makedumpfile xz-utils zstd debian-archive-keyring"
+lab="python3-venv qemu-system-x86 ovmf e2fsprogs dosfstools mtools kmod makedumpfile xz-utils zstd debian-archive-keyring"
 # make and libelf: the trigger module of some trials is built against Debian's headers
 dev="$lab binutils gcc make libelf-dev libc6-dev linux-libc-dev busybox-static cpio shellcheck xfsprogs"
 case $what in

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from crashlend.errors import CrashlendError, FormatError
-from crashlend.lab.fat import build_fat16
+from crashlend.lab.fat import pack_fat
 from crashlend.lab.guest import userland_suite
 from crashlend.lab.packages import Say, Suite, unpack
 
@@ -41,23 +41,22 @@ def build_boot_disk(kernel: Kernel, initramfs: Path, words: str, directory: Path
             hint="Debian signs its stock kernels: name one, such as 6.1",
         )
     debs = Suite(userland_suite(kernel), say).download(PACKAGES)
-    with tempfile.TemporaryDirectory(prefix="crashlend-") as scratch:
-        for deb in debs:
-            unpack(deb, Path(scratch))
-        shim, grub = ((Path(scratch) / name).read_bytes() for name in (SHIM, GRUB))
-    configuration = grub_configuration(words).encode()
     disk = directory / "boot.fat"
-    disk.write_bytes(
-        build_fat16(
-            {
-                "EFI/BOOT/BOOTX64.EFI": shim,
-                "EFI/BOOT/GRUBX64.EFI": grub,
-                f"{GRUB_DIRECTORY}/grub.cfg": configuration,
-                "vmlinuz": image,
-                "initrd.gz": initramfs.read_bytes(),
-            }
-        )
-    )
+    with tempfile.TemporaryDirectory(prefix="crashlend-") as scratch:
+        unpacked, tree = Path(scratch, "unpacked"), Path(scratch, "tree")
+        unpacked.mkdir()
+        for deb in debs:
+            unpack(deb, unpacked)
+        for name, content in (
+            ("EFI/BOOT/BOOTX64.EFI", (unpacked / SHIM).read_bytes()),
+            ("EFI/BOOT/GRUBX64.EFI", (unpacked / GRUB).read_bytes()),
+            (f"{GRUB_DIRECTORY}/grub.cfg", grub_configuration(words).encode()),
+            ("vmlinuz", image),
+            ("initrd.gz", initramfs.read_bytes()),
+        ):
+            (tree / name).parent.mkdir(parents=True, exist_ok=True)
+            (tree / name).write_bytes(content)
+        pack_fat(tree, disk)
     return disk
 
 
