@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 import re
@@ -23,7 +24,7 @@ from crashlend.formats.bzimage import BzImage
 from crashlend.formats.elfcore import PT_LOAD, ProgramHeader
 from crashlend.plan import Plan, make_plan
 from crashlend.ranges import Range, Ranges
-from crashlend.system import file_load, handover, kept, kexec
+from crashlend.system import fallback, file_load, handover, kept, kexec, loading
 from crashlend.system import image as image_module
 from crashlend.system.image import CrashImage, build_image, is_in_memory
 from test_image import Kcore
@@ -170,12 +171,13 @@ def test_without_kcore_nothing_is_lent_by_words() -> None:
 
 
 def test_one_load_that_is_left_is_not_enough() -> None:
-    """It takes two; -1 stands for any number."""
+    """Two loads, and what a failure takes: an unload and the old image; -1 stands for any number."""
     host = facts(movable=LENT, lent=LENT)
-    with pytest.raises(RefusedError, match="allows 1 more load"):
-        plan_of(replace(host, kexec_load_limit_panic=1))
-    for limit in (-1, 2, None):
-        assert plan_of(replace(host, kexec_load_limit_panic=limit)).by_word
+    for limit in (1, 2, 4):
+        with pytest.raises(RefusedError, match=f"allows {limit} more load"):
+            plan_of(replace(host, kexec_load_limit_panic=limit))
+    for enough in (-1, 5, None):
+        assert plan_of(replace(host, kexec_load_limit_panic=enough)).by_word
 
 
 # --- the bytes -----------------------------------------------------------------------------------
@@ -246,6 +248,7 @@ class Kernel:
         self.down = 0  # how much further down all lies than it might
         self.moves = 0  # and each load than the one before it
         self.kcore = True
+        self.keeps = False  # its limit of loads is used up
 
     def load_file(self, kernel: int, initramfs: int, cmdline: bytes, *, sizes: str = "") -> None:
         data = os.pread(initramfs, 1 << 30, 0)
@@ -267,7 +270,9 @@ class Kernel:
     def put(self, phys: int, data: bytes) -> None:
         self.memory[phys - START : phys - START + len(data)] = data
 
-    def unload(self) -> None:
+    def unload(self, *, by_file: bool = False) -> None:
+        if self.keeps:
+            raise kexec._error(errno.EPERM)
         self.loaded = False
 
     def read(self, path: str, limit: int = 1 << 26, offset: int = 0) -> bytes:
@@ -351,6 +356,7 @@ class Record:
     def __init__(self) -> None:
         self.loaded: Any = None
         self.steps: list[str] = []
+        self.blocks: dict[int, Any] = {}
 
     def set_loaded(self, loaded: Any) -> None:
         self.loaded = loaded
@@ -374,6 +380,56 @@ def test_the_record_tells_where_the_image_lies(
     with pytest.raises(CrashlendError):
         handover._hand_over(image, {}, FILES, state, (), print)  # type: ignore[arg-type]
     assert state.loaded["step"] == "loading"
+
+
+def handed_over(kernel: Kernel, monkeypatch: pytest.MonkeyPatch) -> tuple[Record, Any]:
+    """A state, and the call that hands an image to the kernel, that of the plan or another one."""
+    monkeypatch.setattr(kept, "keep", lambda *_: "")
+    monkeypatch.setattr(kexec, "crash_loaded", lambda: kernel.loaded)
+    monkeypatch.setattr(image_module, "TreeFiles", lambda root: kernel)
+    state = Record()
+
+    def hand_over(image: CrashImage, **record: Any) -> None:
+        handover._hand_over(image, record, FILES, state, (), print)  # type: ignore[arg-type]
+
+    return state, hand_over
+
+
+@pytest.mark.parametrize("old", [plan_of, lambda: plan_of(lend=0), None])
+def test_an_image_that_cannot_be_unloaded_is_not_taken_for_the_old_one(
+    kernel: Kernel, monkeypatch: pytest.MonkeyPatch, old: Any
+) -> None:
+    """The record stays "loading", with what was lent to it, also when the next load is refused."""
+    state, hand_over = handed_over(kernel, monkeypatch)
+    if old:
+        hand_over(image_of(old()), lent=[[1, 2]])
+    kernel.keeps, kernel.moves = True, PAGE
+    with pytest.raises(file_load.StillLoadedError, match="would not find its core header"):
+        hand_over(image_of(), lent=[[3, 4]])
+    assert (state.loaded["step"], state.loaded["replaced_by"]) == ("loading", {"lent": [[3, 4]]})
+    monkeypatch.setattr(file_load, "load_once", refuse)
+    with pytest.raises(CrashlendError, match="EPERM"):
+        hand_over(image_of(), lent=[[5, 6]])
+    assert (state.loaded["step"], state.loaded["replaced_by"]) == ("loading", {"lent": [[3, 4]]})
+    monkeypatch.setattr(fallback, "alarm", print)
+    # all that is on record stays out of production
+    some = facts()
+    for lent in ([[3, 4]], [[5, 6]], [[1, 2]] * bool(old)):
+        blocks = [start // (some.block_bytes or 1) for start, _ in lent]
+        assert loading._unused(some, blocks, state) == []  # type: ignore[arg-type]
+    said = fallback._outcome(
+        state,  # type: ignore[arg-type]
+        None,
+        handover.previous_image(state),  # type: ignore[arg-type]
+        CrashlendError("x", "y"),
+        facts,
+        print,
+    )
+    assert said.startswith("the crash kernel must not be used")
+
+
+def refuse(*_: Any) -> None:
+    raise kexec._error(errno.EPERM)
 
 
 # --- the room ------------------------------------------------------------------------------------

@@ -96,6 +96,16 @@ def test_where_kexec_load_is_refused_kexec_file_load_unloads(
     assert libc.calls[1] == (320, -1, -1, 0, None, 1 | 2)
 
 
+@pytest.mark.parametrize("how", ["lockdown", "by_file"])
+def test_where_it_is_known_to_be_refused_kexec_load_is_not_asked(
+    libc: Libc, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    """Each call counts against kernel.kexec_load_limit_panic, a refused one too."""
+    monkeypatch.setattr(kexec, "_lockdown", lambda: "integrity" if how == "lockdown" else "")
+    kexec.unload(by_file=how == "by_file")
+    assert libc.calls == [(320, -1, -1, 0, None, 1 | 2)]
+
+
 def test_load_file_counts_the_terminating_nul(libc: Libc) -> None:
     """kexec_file_load wants cmdline_len with the NUL, flag KEXEC_FILE_ON_CRASH."""
     kexec.load_file(3, 4, b"a=1")

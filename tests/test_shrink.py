@@ -518,7 +518,9 @@ def test_a_second_load_changes_nothing(
     assert_loaded(some)
 
 
-def test_blocks_stay_lent_to_a_proof_that_an_interrupt_leaves(some: ShrinkHost) -> None:
+def test_blocks_stay_lent_to_a_proof_that_an_interrupt_leaves(
+    some: ShrinkHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Hazard 15, twice in a row: the second interrupted run must not think nothing was loaded."""
     real = some.unload_image
 
@@ -526,12 +528,12 @@ def test_blocks_stay_lent_to_a_proof_that_an_interrupt_leaves(some: ShrinkHost) 
         raise KeyboardInterrupt
 
     for blocks in (1, 2):
-        kexec.unload = interrupted
+        monkeypatch.setattr(kexec, "unload", interrupted)
         with pytest.raises(KeyboardInterrupt):
             load(Settings(lend=blocks * BLOCK), shrink=True)
         assert some.loaded
         assert some.image_lent() <= set(some.machine.movable_blocks())
-    kexec.unload = real
+    monkeypatch.setattr(kexec, "unload", real)
     load(shrink=True)
     assert_loaded(some)
 

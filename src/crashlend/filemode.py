@@ -47,6 +47,9 @@ BOUNCE_BYTES = len(" swiotlb=32768")
 CORE_HEADER_PATH = "etc/crashlend/elfcorehdr"
 # kexec_file_load: the first finds out where the kernel puts the initramfs
 LOADS = 2
+# what kernel.kexec_load_limit_panic must allow: when the second one fails it is unloaded, and the old
+# image, which may lend by words as well, is loaded again
+COUNTS = LOADS + 1 + LOADS
 # Purgatory (8 pages and more), boot_params with the command line, the core header: at least
 LEAST_ABOVE_BYTES, LEAST_BELOW_BYTES = 3 * PAGE, PAGE
 # and what is plenty for them: with CONFIG_CRASH_HOTPLUG the core header alone has 0.9 MiB
@@ -107,10 +110,11 @@ def _demand_a_look(facts: Facts) -> None:
             + ("; lockdown=integrity, what Secure Boot asks for, is enough for most" * locked),
         )
     left = facts.kexec_load_limit_panic
-    if left is not None and 0 < left < LOADS:
+    if left is not None and 0 < left < COUNTS:
         raise RefusedError(
             "kexec_file_load can't lend memory now",
-            f"kernel.kexec_load_limit_panic allows {left} more load; it takes {LOADS}",
+            f"kernel.kexec_load_limit_panic allows {left} more loads; it takes {LOADS}, and up to "
+            f"{COUNTS} where one fails and the old image is brought back",
             hint="use --lend 0; the limit is set anew at the next reboot",
         )
 

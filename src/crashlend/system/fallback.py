@@ -78,9 +78,12 @@ def _outcome(
     try:
         if loaded and _is_new(state.loaded, before, previous):
             return "the new crash kernel is loaded all the same"
-        if loaded and previous is not None:
+        there = loaded and handover.may_be_previous(state, previous)
+        if there and previous is not None:
             return _keep_or_drop(state, previous, error, look, say)
-        if loaded:
+        if loaded and previous is None and not there:
+            return _lose(state, {}, error, "it is of a load that did not end well", say)
+        if there:
             ours = before is not None and before.get("step") == "loaded"
             return "another program's crash kernel is loaded" if ours else ""
         if previous is not None:
@@ -125,7 +128,10 @@ def _keep_or_drop(
 
 
 def _bring_back(state: State, previous: Record, error: Exception, facts: Facts, say: Say) -> str:
-    """The kernel has dropped the old image: load its copy, if it is sound to do so."""
+    """The kernel has dropped the old image: load its copy, if it is sound to do so.
+
+    Also over one that came in its place and must not be used.
+    """
     why_not = why_not_again(previous, facts, _steps(state))
     if why_not:
         return _lose(state, previous, error, f"the old one can't be brought back: {why_not}", say)

@@ -10,7 +10,6 @@ which must then lie where the first one lay. Between the two a crash finds what 
 from __future__ import annotations
 
 import os
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Optional
 
@@ -32,6 +31,10 @@ CHUNK = 1 << 20
 LOADED = {"magic": MAGIC, "boot_flag": BOOT_FLAG, "type_of_loader": 0xD0}
 MARK_BYTES = 8
 NOT_FOUND = "cannot tell where the kernel put the image"
+
+
+class StillLoadedError(CrashlendError):
+    """What was loaded can't be used, and the kernel keeps it."""
 
 
 class Placed(NamedTuple):
@@ -72,7 +75,8 @@ def load_lending(
     """Load an image that lends memory by words; return what lies where: (address, bytes), ….
 
     ``core_header_at`` and ``lending_at`` are offsets in the initramfs, as of CrashImage. After an
-    error no image is loaded, unless the kernel refused already the first one.
+    error no image is loaded, unless the kernel refused already the first one (then the old one is
+    there) or refuses to unload: StillLoadedError, and what is loaded must not be used.
     """
     files = files or TreeFiles(Path("/"))
     mark = os.urandom(MARK_BYTES).hex()
@@ -85,12 +89,18 @@ def load_lending(
         load_once(kernel, initramfs, line)
         return _verified(files, placed, line, (core_header, initramfs[core_header_at:]))
     except (CrashlendError, OSError) as error:
-        # it is not the one that the record will name
-        with suppress(CrashlendError):
-            kexec.unload()
         if isinstance(error, OSError):
-            raise CrashlendError(NOT_FOUND, f"/proc/kcore: {error.strerror or error}") from error
-        raise
+            error = CrashlendError(NOT_FOUND, f"/proc/kcore: {error.strerror or error}")
+        # it is not the one that the record will name
+        try:
+            kexec.unload(by_file=True)
+        except CrashlendError as second:
+            raise StillLoadedError(
+                "a crash kernel that must not be used is loaded",
+                f"{error}; and then it could not be unloaded: {second}",
+                hint=second.hint,
+            ) from error
+        raise error
 
 
 def _find(files: HostFiles, mark: bytes, ramdisk_bytes: int) -> Placed:

@@ -14,6 +14,7 @@ from crashlend.lenders import zone
 from crashlend.plan import Plan, make_plan
 from crashlend.proof import hole_filler, kernel_variants, may_ask
 from crashlend.system import kept, kexec
+from crashlend.system.file_load import StillLoadedError
 from crashlend.system.image import CrashImage, build_image, is_in_memory
 from crashlend.system.kexec import ImpossibleError, NoRoomError
 
@@ -141,6 +142,19 @@ def previous_image(state: State) -> Optional[dict[str, Any]]:
     return known.get("previous") if known.get("step") == "loading" else None
 
 
+def may_be_previous(state: State, previous: Optional[dict[str, Any]]) -> bool:
+    """Whether the image that is loaded now can be the one of that record (None: another program's).
+
+    Not where a load was interrupted or failed after the kernel had let go of the old image.
+    """
+    return not _replaced_by(state) and (previous is None or is_still_there(previous) is not False)
+
+
+def _replaced_by(state: State) -> Optional[dict[str, Any]]:
+    known = state.loaded or {}
+    return known.get("replaced_by") if known.get("step") == "loading" else None
+
+
 def _record(plan: Plan, facts: Facts, settings: Settings, files: Files) -> dict[str, Any]:
     """What is to be known of an image while it is loaded; ``changes.py`` compares it with the host."""
     return {
@@ -171,7 +185,8 @@ def _hand_over(
     """Load the image, its copy on disk and its record in the state before the kernel is asked.
 
     After a failure the record is the old image's where that is still loaded; where it is not,
-    "loading" stays until somebody decides what becomes of the old image (fallback.py).
+    "loading" stays until somebody decides what becomes of the old image (fallback.py). Its
+    ``replaced_by`` tells what was lent to an image that came in the old one's place.
     """
     previous = previous_image(state)
     fingerprint = crash_image.fingerprint()
@@ -186,14 +201,21 @@ def _hand_over(
         "marker": crash_image.marker(),
         "kept": not why_not,
     }
-    state.set_loaded({**record, "step": "loading", "previous": previous})
+    under_way = {**record, "step": "loading", "previous": previous}
+    replaced_by = _replaced_by(state)
+    if replaced_by:
+        under_way["replaced_by"] = replaced_by
+    state.set_loaded(under_way)
     try:
         found = crash_image.load(fillers)
         if not kexec.crash_loaded():
             raise CrashlendError("the crash kernel is not loaded", "the kernel says so afterwards")
+    except StillLoadedError:
+        state.set_loaded({**under_way, "replaced_by": {"lent": record.get("lent", [])}})
+        raise
     except CrashlendError:
         # refused before the kernel let go of the old image (EPERM, EBUSY): that one is still there
-        if kexec.crash_loaded():
+        if kexec.crash_loaded() and may_be_previous(state, previous):
             state.set_loaded(previous)
         raise
     state.set_loaded({**record, "marker": found, "step": "loaded"})

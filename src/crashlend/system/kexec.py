@@ -65,20 +65,27 @@ def load(entry: int, segments: Sequence[tuple[Segment, bytes]]) -> None:
         raise _error(code)
 
 
-def unload() -> None:
+def unload(*, by_file: bool = False) -> None:
     """Drop the loaded crash image; nothing happens when there is none.
 
     Lockdown (EPERM) and IMA (EACCES) refuse kexec_load even where it is to load nothing: then
-    kexec_file_load does it, which reads no file for that.
+    kexec_file_load does it, which reads no file for that. ``by_file``: try that one first, as under
+    lockdown. A call that is refused counts against kernel.kexec_load_limit_panic like any other:
+    kexec_load_permitted() in kernel/kexec_core.c comes before all else.
     """
+    by_file = by_file or bool(_lockdown())
+    if by_file and not _unload_by_file():
+        return
     code = _call(_number(0), 0, 0, None, KEXEC_ON_CRASH | KEXEC_ARCH_X86_64)
-    flags = KEXEC_FILE_UNLOAD | KEXEC_FILE_ON_CRASH
-    if code in (errno.EPERM, errno.EACCES) and not _call(
-        _number(1), NO_FILE, NO_FILE, 0, None, flags
-    ):
+    if code in (errno.EPERM, errno.EACCES) and not by_file and not _unload_by_file():
         return
     if code:
         raise _error(code)
+
+
+def _unload_by_file() -> int:
+    flags = KEXEC_FILE_UNLOAD | KEXEC_FILE_ON_CRASH
+    return _call(_number(1), NO_FILE, NO_FILE, 0, None, flags)
 
 
 def load_file(kernel: int, initramfs: int, cmdline: bytes, *, sizes: str = "") -> None:

@@ -211,7 +211,7 @@ def _unused(facts: Facts, indexes: Sequence[int], state: State) -> list[int]:
     if known.get("step") == "loading" and "lent" not in known:
         return []  # a shrink's rehearsal: what it uses is not recorded
     lent = Ranges()
-    for record in (known, known.get("previous") or {}):
+    for record in (known, known.get("previous") or {}, known.get("replaced_by") or {}):
         lent |= Ranges(tuple(pair) for pair in record.get("lent", ()))
     size = facts.block_bytes or 0
     return [i for i in indexes if not lent.meets(Ranges([(i * size, (i + 1) * size)]))]
