@@ -428,6 +428,23 @@ def test_an_image_that_cannot_be_unloaded_is_not_taken_for_the_old_one(
     assert said.startswith("the crash kernel must not be used")
 
 
+def test_an_error_before_the_kernel_is_asked_leaves_the_old_image_on_record(
+    kernel: Kernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No memory for the copy of the kernel's file: the old one is loaded, and the record says so."""
+    state, hand_over = handed_over(kernel, monkeypatch)
+    hand_over(image_of(), lent=[[1, 2]])
+    old = state.loaded
+
+    def no_memory(_name: str) -> int:
+        raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+
+    monkeypatch.setattr(os, "memfd_create", no_memory)
+    with pytest.raises(OSError, match="memory"):
+        hand_over(image_of(), lent=[[3, 4]])
+    assert state.loaded is old
+
+
 def refuse(*_: Any) -> None:
     raise kexec._error(errno.EPERM)
 

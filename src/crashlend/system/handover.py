@@ -213,8 +213,8 @@ def _hand_over(
     except StillLoadedError:
         state.set_loaded({**under_way, "replaced_by": {"lent": record.get("lent", [])}})
         raise
-    except CrashlendError:
-        # refused before the kernel let go of the old image (EPERM, EBUSY): that one is still there
+    except (CrashlendError, OSError):
+        # refused before the kernel let go of the old image (EPERM, EBUSY), or never asked: it is there
         if kexec.crash_loaded() and may_be_previous(state, previous):
             state.set_loaded(previous)
         raise
