@@ -49,10 +49,10 @@ FILE = (
         "the kernel hands its own ,cma range over, words the movable memory beside it",
         "7.3",
         {
-            "memory_bytes": 2 * GIB,
-            "cmdline": "crashkernel=256M,cma crashkernel=128M",
+            "memory_bytes": 4 * GIB,
+            "cmdline": "crashkernel=512M,cma crashkernel=128M",
             "lender": "cma,movable",
-            "lend_bytes": 512 * MIB,
+            "lend_bytes": GIB,
             "syscall": "file",
         },
         lender="cma,movable",
@@ -75,7 +75,8 @@ FILE = (
         "secure-cma-7.3",
         "the same with the kernel's own ,cma range",
         "7.3",
-        {**SECURE, "cmdline": "crashkernel=256M,cma crashkernel=160M"},
+        # what the guest leaves free lies in the range: a large one shows that the rest was in use
+        {**SECURE, "memory_bytes": 4 * GIB, "cmdline": "crashkernel=1G,cma crashkernel=160M"},
         lender="cma",
         syscall="file",
         quick=False,
