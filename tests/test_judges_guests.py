@@ -197,7 +197,9 @@ def test_the_command_writes_the_page_and_the_readings(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """What was read is kept, the page says it, and a difference is the exit code and a line."""
-    monkeypatch.setattr(guests, "read_guest", lambda case, **_: replace(reading(), name=case.name))
+    guest = replace(reading(), name="bios-6.1")
+    guest.loads[TOOLS] = replace(guest.loads[TOOLS], printed=IMAGE.memory_map)
+    monkeypatch.setattr(guests, "read_guest", lambda case, **_: guest)
     monkeypatch.setattr("crashlend.lab.qemu.find_qemu", lambda: "true")
     monkeypatch.setattr("crashlend.lab.firmware.find_ovmf", lambda: "ovmf")
     data, page_file = tmp_path / "judges.json", tmp_path / "judges.md"
@@ -205,10 +207,16 @@ def test_the_command_writes_the_page_and_the_readings(
     # every row of the table is gone from a guest in which nothing differs
     assert main([*words, "--report", str(page_file)]) == EXIT_FAILED
     assert "no longer differs as the table says" in capsys.readouterr().out
-    assert readings_from(data.read_text()) == [replace(reading(), name="bios-6.1")]
+    assert readings_from(data.read_text()) == [guest]
     assert "| bios-6.1 | 6.1.0 | a kernel without ,cma | kernel |" in page_file.read_text()
     monkeypatch.setattr("crashlend.lab.judges.report.KNOWN", ())
     assert main(["lab", "judges", "--replay", str(data), "--json"]) == EXIT_DONE
     found = json.loads(capsys.readouterr().out)
     assert [v["ok"] for v in found["verdicts"]] == [True, True]
     assert main(["lab", "judges", "--guest", "nobody"]) == EXIT_USAGE
+    # nothing is written over by a kernel that no guest has, and a file of something else is told
+    kept = data.read_text()
+    assert main([*words[:2], "--kernel", "9.9", "--data", str(data)]) == EXIT_USAGE
+    data.with_name("other").write_text('{"guests": 1}')
+    assert main([*words[:2], "--replay", str(data.with_name("other"))]) == EXIT_FAILED
+    assert data.read_text() == kept

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 from crashlend.cli.main import main
-from crashlend.errors import EXIT_FAILED
-from crashlend.lab.judges.guests import CASES, LENDING, Reading
+from crashlend.errors import EXIT_DONE, EXIT_FAILED
+from crashlend.lab.judges.guests import CASES, KERNEL, LENDING, TOOLS, Reading
 from crashlend.lab.judges.image import Entry
 from crashlend.lab.judges.known import KNOWN
-from crashlend.lab.judges.report import json_text, markdown, readings_from, verdicts
+from crashlend.lab.judges.report import json_text, machine_in, markdown, readings_from, verdicts
 
 ROOT = Path(__file__).resolve().parent.parent
 MIB = 1 << 20
@@ -41,6 +41,25 @@ def test_the_page_is_what_the_kept_readings_give() -> None:
     assert (ROOT / "docs/judges.md").read_text() == markdown(kept())
     text = (ROOT / "docs/results/judges.json").read_text()
     assert json_text(kept(), json.loads(text)["machine"]) == text
+
+
+def test_a_loader_that_prints_no_map_fails_where_it_must() -> None:
+    """The third witness can't vanish: kexec-tools print everywhere, the kernel does since 6.7."""
+    for reading in kept():
+        for judge in (KERNEL, TOOLS):
+            load = reading.loads[judge]
+            must = not (judge == KERNEL and reading.release.startswith("6.1."))
+            assert (load.printed is not None) == must
+            mute = replace(reading, loads={**reading.loads, judge: replace(load, printed=None)})
+            assert all(v.passed for v in verdicts([mute])) == (not must)
+
+
+def test_a_replay_keeps_the_machine_that_was_read_on(tmp_path: Path) -> None:
+    """Readings that are written again still name their own emulator."""
+    old, new = tmp_path / "old", tmp_path / "new"
+    old.write_text(json_text(kept(), {"qemu": "QEMU 99"}))
+    assert main(["lab", "judges", "--replay", str(old), "--data", str(new)]) == EXIT_DONE
+    assert machine_in(new.read_text()) == {"qemu": "QEMU 99"}
 
 
 def test_a_changed_reading_fails(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

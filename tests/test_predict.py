@@ -283,6 +283,24 @@ def run(capsys: pytest.CaptureFixture[str], *args: str) -> str:
     return capsys.readouterr().out
 
 
+@pytest.mark.parametrize(("version", "last"), [("4.18", "5.10"), ("7.4", "7.3"), ("9.9", "7.3")])
+def test_a_kernel_whose_source_was_not_read_is_said_to_be_none(
+    capsys: pytest.CaptureFixture[str], version: str, last: str
+) -> None:
+    """The next one that was read stands for it, and the answer says so, in JSON too."""
+    args = ("crashkernel=64M", "--memory", "8G", "--kernel-version", version)
+    assert f"kernel than {last} was read" in run(capsys, *args)
+    assert last in json.loads(run(capsys, *args, "--json"))["memory"]["assumptions"][0]
+    assert "was read" not in run(capsys, *args[:4], last)
+
+
+def test_a_root_that_plays_no_part_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    """Beside a memory and a version nothing is read from it, not even whether it exists."""
+    args = ["predict", "crashkernel=64M", "--memory", "8G", "--kernel-version", "7.3"]
+    assert main([*args, "--root", "/nowhere"]) == 2
+    assert "--root" in capsys.readouterr().err
+
+
 def test_json_has_the_keys_of_the_design(capsys: pytest.CaptureFixture[str]) -> None:
     out = run(
         capsys,

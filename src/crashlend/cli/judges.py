@@ -34,20 +34,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Boot the guests, or take kept readings; compare, write and say what came of it."""
     from crashlend.lab.firmware import find_ovmf
-    from crashlend.lab.judges.report import json_text, markdown, readings_from, verdicts
+    from crashlend.lab.judges.report import (
+        json_text,
+        machine_in,
+        markdown,
+        readings_from,
+        verdicts,
+    )
     from crashlend.lab.qemu import find_qemu
     from crashlend.lab.records import machine_facts
 
+    cases = _cases(args)
     if args.replay:
-        wanted = {case.name for case in _cases(args)}
-        every = readings_from(args.replay.read_text())
-        readings = [reading for reading in every if reading.name in wanted]
+        text = args.replay.read_text()
+        wanted = {case.name for case in cases}
+        readings = [reading for reading in readings_from(text) if reading.name in wanted]
+        if not readings:
+            raise UsageError(str(args.replay), "it has no reading of these guests")
+        machine = machine_in(text)
     else:
         find_qemu()  # before anything is fetched
         find_ovmf()
-        readings = [_read(args, case) for case in _cases(args)]
-    if args.data:
+        readings = [_read(args, case) for case in cases]
         machine = {k: v for k, v in machine_facts().items() if k in ("qemu", "accel", "cpu_model")}
+    if args.data:
         write_file(args.data, json_text(readings, machine).encode())
     if args.report:
         write_file(args.report, markdown(readings).encode())
@@ -70,12 +80,16 @@ def _cases(args: argparse.Namespace) -> list[Case]:
             raise UsageError(
                 f"no guest {name!r}", "the judges do not know it", hint=", ".join(names)
             )
-    return [
+    found = [
         case
         for case in CASES
         if (not args.guest or case.name in args.guest)
         and (not args.kernel or case.kernel == args.kernel)
     ]
+    if not found:
+        kernels = ", ".join(dict.fromkeys(case.kernel for case in CASES))
+        raise UsageError("no such guest", f"none has the kernel {args.kernel!r}", hint=kernels)
+    return found
 
 
 def _read(args: argparse.Namespace, case: Case) -> Reading:

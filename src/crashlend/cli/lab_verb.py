@@ -45,7 +45,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_trial_flags(trial)
 
     for name, (module, words) in RUNS.items():
-        module.add_arguments(subs.add_parser(name, help=words))
+        text = f"{words[:1].upper()}{words[1:]}. Exit code: 0 when all is as it must be, else 1."
+        module.add_arguments(subs.add_parser(name, help=words, description=text))
 
     kernels = subs.add_parser("kernels", help="which kernels there are; fetch one")
     kernels.add_argument("--json", action="store_true", help="print JSON (schema 1)")

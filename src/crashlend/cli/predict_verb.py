@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Optional
 
@@ -31,10 +32,10 @@ from crashlend.cli.output import (
 from crashlend.crashkernel.advice import Advice, advise
 from crashlend.crashkernel.boot import BootMemory, Prediction, predict
 from crashlend.crashkernel.early import MemoryMap, boot_memory, kernel_of, map_of_facts, map_of_size
-from crashlend.crashkernel.generations import BootKernel, kernel_for
+from crashlend.crashkernel.generations import BootKernel, beyond_sources, kernel_for
 from crashlend.crashkernel.maps import parse_map
 from crashlend.crashkernel.words import Word, explain
-from crashlend.errors import CrashlendError
+from crashlend.errors import CrashlendError, UsageError
 from crashlend.ranges import Ranges
 from crashlend.sizes import mib
 
@@ -82,6 +83,9 @@ def run(args: argparse.Namespace) -> int:
     line = asked.line()
     kernel, kernel_words = asked.kernel()
     found = asked.memory_map()
+    doubt = beyond_sources(asked.version)
+    if doubt:
+        found = replace(found, assumptions=(doubt, *found.assumptions))
     memory = boot_memory(found, line, kernel)
     prediction = predict(memory, line, kernel)
     words = explain(line, kernel, prediction)
@@ -100,12 +104,24 @@ class _Asked:
     def __init__(self, args: argparse.Namespace) -> None:
         self.args = args
         self._facts: Optional[Facts] = None
+        elsewhere = args.memory is not None or args.map is not None
+        if elsewhere and args.kernel_version is not None and args.root != Path("/"):
+            raise UsageError(
+                "--root",
+                "nothing is taken from it beside a memory and a kernel version",
+                hint="leave one of the three out",
+            )
 
     @property
     def facts(self) -> Facts:
         if self._facts is None:
             self._facts = facts_from(self.args)
         return self._facts
+
+    @property
+    def version(self) -> str:
+        """Of the kernel, as far as it is known."""
+        return self.args.kernel_version or self.facts.release
 
     def line(self) -> bytes:
         if self.args.cmdline is None:

@@ -153,6 +153,8 @@ ROWS: dict[str, tuple[Row, ...]] = {
 }
 # COMMAND_LINE_SIZE where it is not 2048 [arch/*/include/uapi/asm/setup.h 7.3; s390: its default]
 LINE_BYTES = {"loongarch64": 4096, "s390x": 4096}
+# the first and the last kernel whose sources the rows come from
+OLDEST, NEWEST = (5, 10), (7, 3)
 ALIASES = {"arm64": "aarch64", "ppc64": "ppc64le", "s390": "s390x", "riscv": "riscv64"}
 
 
@@ -206,6 +208,17 @@ def kernel_for(version: str, arch: str = "x86_64", *, config_cma: bool = True) -
         if candidate.since <= wanted:
             row = candidate
     return _kernel(arch, row, config_cma=config_cma)
+
+
+def beyond_sources(version: str) -> str:
+    """That no kernel of this age was read, as a sentence; empty where one was, or for no version."""
+    match = re.match(r"(\d{1,4})\.(\d{1,4})(?!\d)", version)
+    wanted = (int(match[1]), int(match[2])) if match else OLDEST
+    if OLDEST <= wanted <= NEWEST:
+        return ""
+    older = wanted < OLDEST
+    last = ".".join(map(str, OLDEST if older else NEWEST))
+    return f"no {'older' if older else 'newer'} kernel than {last} was read: taken for that one"
 
 
 def _kernel(arch: str, row: Row, *, config_cma: bool = True) -> BootKernel:

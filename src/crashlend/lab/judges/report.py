@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
+from crashlend.errors import CrashlendError
 from crashlend.lab.judges.guests import CASES, KERNEL, TOOLS, Reading
 from crashlend.lab.judges.known import KNOWN
 from crashlend.lab.judges.verdict import judge
@@ -62,6 +63,11 @@ def verdicts(readings: Iterable[Reading]) -> list[Verdict]:
     return [verdict for reading in readings for verdict in judge(reading, KNOWN)]
 
 
+def machine_in(text: str) -> dict[str, object]:
+    """The machine that the readings in that file were made on."""
+    return dict(json.loads(text).get("machine", {}))
+
+
 def json_text(readings: Iterable[Reading], machine: Mapping[str, Any]) -> str:
     """The content of docs/results/judges.json: a line per load, so that people can compare."""
     guests = []
@@ -82,8 +88,12 @@ def json_text(readings: Iterable[Reading], machine: Mapping[str, Any]) -> str:
 
 
 def readings_from(text: str) -> list[Reading]:
-    """The readings in that file."""
-    return [Reading.from_json(guest) for guest in json.loads(text)["guests"]]
+    """The readings in that file; CrashlendError where it has none."""
+    try:
+        return [Reading.from_json(guest) for guest in json.loads(text)["guests"]]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        why = f"{type(error).__name__}: {error}"
+        raise CrashlendError("the file is no readings of lab judges", why) from error
 
 
 def markdown(readings: Sequence[Reading]) -> str:

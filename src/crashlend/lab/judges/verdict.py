@@ -8,7 +8,7 @@ from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
 from crashlend.lab.judges.compare import Finding, compare, told
-from crashlend.lab.judges.guests import KERNEL, LENDING, OURS, TOOLS
+from crashlend.lab.judges.guests import CASES, KERNEL, LENDING, OURS, TOOLS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from crashlend.lab.judges.guests import Reading
 
 JUDGES = (KERNEL, TOOLS)
+# guest → whose memory map must be seen printed
+MUST_PRINT = {case.name: [name for name in JUDGES if name not in case.silent] for case in CASES}
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,8 @@ class Verdict:
     """What one judge says of one guest.
 
     ``known`` are differences with their row of the table, ``unknown`` those without one, ``gone`` rows
-    of which nothing was seen, ``misread`` what the loader itself printed otherwise.
+    of which nothing was seen, ``misread`` what the loader itself printed otherwise. ``mute``: it
+    printed no memory map where it must have.
     """
 
     guest: str
@@ -62,10 +65,11 @@ class Verdict:
     gone: tuple[Known, ...]
     misread: tuple[Finding, ...]
     witnessed: bool
+    mute: bool = False
 
     @property
     def passed(self) -> bool:
-        return not (self.unknown or self.gone or self.misread)
+        return not (self.unknown or self.gone or self.misread or self.mute)
 
     def complaints(self) -> Iterator[str]:
         """What is wrong, a line each."""
@@ -75,6 +79,8 @@ class Verdict:
             yield f"{row.subject}: no longer differs as the table says"
         for finding in self.misread:
             yield f"{finding.subject}: {finding.theirs}; read was {finding.ours}"
+        if self.mute:
+            yield f"{self.judge} printed no memory map that could be read"
 
 
 def judge(reading: Reading, table: Sequence[Known]) -> list[Verdict]:
@@ -101,6 +107,7 @@ def _judge(reading: Reading, table: Sequence[Known], theirs: str, ours: str) -> 
         gone=tuple(row for row in rows if id(row) not in seen),
         misread=tuple(finding for finding in witness if not finding.equal),
         witnessed=bool(witness),
+        mute=not witness and theirs in MUST_PRINT.get(reading.name, ()),
     )
 
 
