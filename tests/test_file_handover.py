@@ -372,7 +372,7 @@ def test_the_record_tells_where_the_image_lies(
     monkeypatch.setattr(image_module, "TreeFiles", lambda root: kernel)
     state, image = Record(), image_of()
     handover._hand_over(image, {}, FILES, state, (), print)  # type: ignore[arg-type]
-    assert state.steps == ["loading", "loaded"]
+    assert state.steps == ["loading", "loading", "loaded"]
     assert handover.is_loaded(state, image)  # type: ignore[arg-type]
     kernel.put(state.loaded["marker"]["start"], b"another image")
     assert not handover.is_loaded(state, image)  # type: ignore[arg-type]
@@ -443,6 +443,51 @@ def test_an_error_before_the_kernel_is_asked_leaves_the_old_image_on_record(
     with pytest.raises(OSError, match="memory"):
         hand_over(image_of(), lent=[[3, 4]])
     assert state.loaded is old
+
+
+class KillError(BaseException):
+    """kill -9: nothing that the program does after it counts."""
+
+
+def test_an_image_whose_load_was_killed_after_the_kernel_took_it_is_noted(
+    kernel: Kernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As with kexec_load: the record knows where its core header lies before the second load."""
+    state, hand_over = handed_over(kernel, monkeypatch)
+
+    def killed(*_: Any) -> None:
+        raise KillError
+
+    monkeypatch.setattr(file_load, "_verified", killed)
+    with pytest.raises(KillError):
+        hand_over(image_of(), lent=[[1, 2]])
+    assert state.loaded["step"] == "loading"
+    assert fallback.note_what_is_loaded(state)  # type: ignore[arg-type]
+    assert (state.loaded["step"], state.loaded["lent"]) == ("loaded", [[1, 2]])
+
+
+def test_after_a_kill_between_the_loads_the_old_image_is_not_said_to_be_there(
+    kernel: Kernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The plain one is: it is not taken for the new one, and a load that is refused tells the truth."""
+    state, hand_over = handed_over(kernel, monkeypatch)
+    hand_over(image_of(plan_of(lend=0)), lent=[])
+    old, real = state.loaded, file_load.load_once
+
+    def second_is_killed(*words: Any) -> None:
+        if len(kernel.loads) == 2:
+            raise KillError
+        real(*words)
+
+    monkeypatch.setattr(file_load, "load_once", second_is_killed)
+    with pytest.raises(KillError):
+        hand_over(image_of(), lent=[[1, 2]])
+    assert fallback.note_what_is_loaded(state) is old  # type: ignore[arg-type]
+    monkeypatch.setattr(file_load, "load_once", refuse)
+    with pytest.raises(CrashlendError):
+        hand_over(image_of(), lent=[[1, 2]])
+    assert not handover.may_be_previous(state, old)  # type: ignore[arg-type]
+    assert state.loaded["previous"] is old
 
 
 def refuse(*_: Any) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, Optional
+from typing import TYPE_CHECKING, Callable, NamedTuple, Optional
 
 from crashlend.errors import CrashlendError
 from crashlend.filemode import at_address, without_lending
@@ -30,6 +30,9 @@ CHUNK = 1 << 20
 # params->hdr.type_of_loader = 0x0D << 4, arch/x86/kernel/kexec-bzimage64.c
 LOADED = {"magic": MAGIC, "boot_flag": BOOT_FLAG, "type_of_loader": 0xD0}
 MARK_BYTES = 8
+# (physical address, bytes)
+Places = tuple[tuple[int, bytes], ...]
+Note = Callable[[Places], None]
 NOT_FOUND = "cannot tell where the kernel put the image"
 
 
@@ -71,8 +74,12 @@ def load_lending(
     core_header_at: int,
     lending_at: int,
     files: Optional[HostFiles] = None,
-) -> tuple[tuple[int, bytes], ...]:
-    """Load an image that lends memory by words; return what lies where: (address, bytes), ….
+    note: Note = lambda _places: None,
+) -> Places:
+    """Load an image that lends memory by words; return what lies where.
+
+    ``note`` is called between the two loads, when the old image is gone, with what will lie where
+    after the second one, as far as that is known.
 
     ``core_header_at`` and ``lending_at`` are offsets in the initramfs, as of CrashImage. After an
     error no image is loaded, unless the kernel refused already the first one (then the old one is
@@ -84,10 +91,11 @@ def load_lending(
     load_once(kernel, plain, without_lending(cmdline, mark))
     try:
         placed = _find(files, mark.encode(), len(initramfs))
-        core_header = placed.ramdisk_phys + core_header_at
-        line = at_address(cmdline, core_header)
+        core_header = (placed.ramdisk_phys + core_header_at, initramfs[core_header_at:])
+        line = at_address(cmdline, core_header[0])
+        note((core_header,))
         load_once(kernel, initramfs, line)
-        return _verified(files, placed, line, (core_header, initramfs[core_header_at:]))
+        return _verified(files, placed, line, core_header)
     except (CrashlendError, OSError) as error:
         if isinstance(error, OSError):
             error = CrashlendError(NOT_FOUND, f"/proc/kcore: {error.strerror or error}")
@@ -155,7 +163,7 @@ def _placed(phys: int, page: bytes) -> Placed:
 
 def _verified(
     files: HostFiles, first: Placed, line: bytes, core_header: tuple[int, bytes]
-) -> tuple[tuple[int, bytes], ...]:
+) -> Places:
     """What lies in memory now, if that is what it must be; CrashlendError if not."""
     page = read_physical(files, first.phys, PAGE)
     now = _placed(first.phys, page) if len(page) == PAGE else first._replace(page=b"")

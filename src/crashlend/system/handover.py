@@ -206,12 +206,17 @@ def _hand_over(
     if replaced_by:
         under_way["replaced_by"] = replaced_by
     state.set_loaded(under_way)
+    gone = {"replaced_by": {"lent": record.get("lent", [])}}
+
+    def note(marker: dict[str, Any]) -> None:
+        state.set_loaded({**under_way, **gone, "marker": marker})
+
     try:
-        found = crash_image.load(fillers)
+        found = crash_image.load(fillers, note)
         if not kexec.crash_loaded():
             raise CrashlendError("the crash kernel is not loaded", "the kernel says so afterwards")
     except StillLoadedError:
-        state.set_loaded({**under_way, "replaced_by": {"lent": record.get("lent", [])}})
+        state.set_loaded({**under_way, **gone})
         raise
     except (CrashlendError, OSError):
         # refused before the kernel let go of the old image (EPERM, EBUSY), or never asked: it is there

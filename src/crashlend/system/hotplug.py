@@ -255,16 +255,18 @@ def _compare(state: State) -> Look:
     if known is None:
         return Look("none", "no crash kernel of crashlend's is loaded")
     settings = _settings(known)
-    fingerprint = str(known.get("fingerprint", ""))
     facts = loading.facts_now()
     if known.get("step") == "lost":
         return _with_situation(Look("later", "the crash kernel was lost", settings), known, facts)
+    ours = fallback.note_what_is_loaded(state)
+    known = state.loaded or known
+    fingerprint = str(known.get("fingerprint", ""))
     if known.get("step") == "loading":
         previous = known.get("previous") or {}
         settings = settings or _settings(previous)
         look = Look("later", "a load was interrupted", settings, fingerprint)
         return _with_situation(look, known, facts)
-    if fallback.note_what_is_loaded(state) is None:
+    if ours is None:
         return Look("none", "the loaded crash kernel is not crashlend's")
     steps = {index: str(block["step"]) for index, block in state.blocks.items()}
     changes = find_changes(known, facts, steps)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Optional
+from typing import TYPE_CHECKING, Any, Callable, Optional
 
 from crashlend import filemode
 from crashlend.arch import Layout, for_machine
@@ -74,31 +74,41 @@ class CrashImage:
         )
         return {**first, "also": others}
 
-    def load(self, fillers: Sequence[Segment] = ()) -> Optional[dict[str, Any]]:
+    def load(
+        self,
+        fillers: Sequence[Segment] = (),
+        note: Callable[[dict[str, Any]], None] = lambda _: None,
+    ) -> Optional[dict[str, Any]]:
         """Hand it to the kernel. CrashlendError tells its errno in words.
 
-        Returns what to look for in memory later; None where nothing is known of the places.
+        Returns what to look for in memory later; None where nothing is known of the places. Where it
+        takes two loads, ``note`` gets that, as far as it is known, between them: the old image is gone.
 
         ``fillers`` are segments of which nothing is stored: parts of the reservation that the
         kernel must do without. NoRoomError when its control pages do not fit in the rest. Not for
         what the kernel itself places (``layout`` is None).
         """
         if self.layout is None:
-            return self._load_by_file()
+            return self._load_by_file(note)
         segments = [(s, self.segments[s.name]) for s in self.layout.segments]
         kexec.load(
             self.layout.segment("purgatory").start, [*segments, *((f, b"") for f in fillers)]
         )
         return self.marker()
 
-    def _load_by_file(self) -> Optional[dict[str, Any]]:
+    def _load_by_file(self, note: Callable[[dict[str, Any]], None]) -> Optional[dict[str, Any]]:
         if self.core_header_at is None:
             file_load.load_once(self.kernel, self.initramfs, self.cmdline)
             return None
-        first, *others = file_load.load_lending(
-            self.kernel, self.initramfs, self.cmdline, self.core_header_at, self.lending_at
+        found = file_load.load_lending(
+            self.kernel,
+            self.initramfs,
+            self.cmdline,
+            self.core_header_at,
+            self.lending_at,
+            note=lambda places: note(_marker_of(places)),
         )
-        return {**marker(*first), "also": [marker(*one) for one in others]}
+        return _marker_of(found)
 
 
 def build_image(plan: Plan, facts: Facts, files: Files) -> CrashImage:
@@ -124,6 +134,11 @@ def build_image(plan: Plan, facts: Facts, files: Files) -> CrashImage:
             on_mismatch=plan.on_mismatch,
         )
     return CrashImage(plan.layout, segments, files.kernel, initramfs, cmdline, at, len(own))
+
+
+def _marker_of(places: file_load.Places) -> dict[str, Any]:
+    first, *others = places
+    return {**marker(*first), "also": [marker(*one) for one in others]}
 
 
 def marker(start: int, data: bytes) -> dict[str, Any]:
