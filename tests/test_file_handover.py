@@ -103,6 +103,11 @@ def test_the_kernel_s_own_ranges_need_no_word_and_are_in_no_header() -> None:
         loads = Ranges((h.phys, h.end) for h in plan.program_headers if h.type == PT_LOAD)
         assert not loads.meets(Ranges(CMA))
     assert any("too, and leaves them out" in note for note in plan_of(host).notes)
+    for plan in (both, plan_of(host)):
+        # the crash kernel has them, too
+        gets = (plan.lent | Ranges(CMA)).size + plan.reservation.size
+        assert plan.costs.crash_kernel_bytes is not None
+        assert 0 <= plan.costs.crash_kernel_bytes - gets <= MIB
     alone = plan_of(host, lender="cma", lend=GIB // 4)
     assert (alone.by_word, alone.program_headers) == (Ranges(), ())
 

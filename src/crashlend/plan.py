@@ -254,11 +254,12 @@ def _complete_file(
     if reservation is None:
         raise arch.no_reservation()
     headers: tuple[ProgramHeader, ...] = ()
+    given = plan.lent | Ranges(facts.cma_ranges or ())
     if plan.by_word:
-        headers = arch.exclude_from_vmcore(facts, plan.lent | Ranges(facts.cma_ranges or ()))
+        headers = arch.exclude_from_vmcore(facts, given)
         initramfs_bytes += filemode.core_header_bytes(len(headers))
     filemode.check_room(reservation, image, initramfs_bytes)
-    ram = _ram(arch.include_in_memory_map(facts, None, plan.lent), arch.RAM)
+    ram = _ram(arch.include_in_memory_map(facts, None, given), arch.RAM)
     cpus = crash_cpus(facts, settings)
     words = [*cpus.words, *filemode.words_of(plan.by_word)]
     taken = filemode.taken_at_start(reservation, image, initramfs_bytes)
