@@ -238,6 +238,7 @@ GONE = {path: None for path in efi_files() if "runtime-map" in path}
     ("files", "why"),
     [
         (GONE, "production does not use EFI's runtime services"),
+        ({**GONE, "/sys/firmware/efi/fw_platform_size": None}, "a snapshot by an older crashlend"),
         ({"/sys/firmware/efi/fw_platform_size": b"32\n"}, "firmware is of 32 bits"),
         ({"/sys/firmware/efi/fw_vendor": None}, "fw_vendor"),
         ({"/sys/firmware/efi/runtime-map/1/virt_addr": b"x\n"}, "runtime-map/1/virt_addr"),
@@ -245,7 +246,7 @@ GONE = {path: None for path in efi_files() if "runtime-map" in path}
         ({"/sys/firmware/efi/config_table": None}, "EFI's tables are not known"),
         ({"/sys/kernel/boot_params/data": bytes(4096)}, "EFI's tables are not known"),
     ],
-    ids=["noruntime", "mixed", "vendor", "map", "type", "config", "signature"],
+    ids=["noruntime", "old snapshot", "mixed", "vendor", "map", "type", "config", "signature"],
 )
 def test_half_of_it_is_never_handed_on(files: dict[str, bytes | None], why: str) -> None:
     """No signature, no map, no node: ACPI's pointer alone, and the plan says what is lost."""

@@ -17,6 +17,8 @@ EFI = "/sys/firmware/efi"
 RUNTIME_MAP = f"{EFI}/runtime-map"
 # the files of one region, in the order of EfiRegion
 FIELDS = ("type", "phys_addr", "virt_addr", "num_pages", "attribute")
+# fw_platform_size is there on every host with EFI
+UNREAD = "neither it nor fw_platform_size is here, as in a snapshot by an older crashlend"
 LOST = "the crash kernel has no EFI variables, no DMI data and no reset by EFI"
 
 
@@ -32,6 +34,9 @@ def efi_runtime(reader: Reader) -> Optional[EfiRuntime]:
         reader.missing[RUNTIME_MAP] = f"firmware is of {bits} bits: {LOST}"
         return None
     numbers = [name for name in reader.files.names(RUNTIME_MAP) if name.isdecimal()]
+    if not numbers and not bits:
+        reader.missing[RUNTIME_MAP] = f"{UNREAD}: {LOST}"
+        return None
     if not numbers:
         reader.missing[RUNTIME_MAP] = f"production does not use EFI's runtime services: {LOST}"
         return None
