@@ -266,6 +266,8 @@ def test_a_hosts_baseline_is_booted_once_and_first() -> None:
     boots = boots_of([CASE, OTHER, replace(CASE, name="hole", host="one-hole")])
     assert [boot.words for boot in boots] == ["", CASE.words, OTHER.words, "", CASE.words]
     assert boots[3].line == HOSTS["one-hole"].words
+    uefi = boot_of(replace(CASE, host="uefi-2G"))
+    assert uefi.cmdline == f"{OWN_WORDS} {CASE.words} initrd=initrd".encode()
     assert boots[4].cmdline == f"{OWN_WORDS} {HOSTS['one-hole'].words} {CASE.words}".encode()
 
 

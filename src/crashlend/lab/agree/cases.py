@@ -60,7 +60,7 @@ _HOSTS = (
     GuestHost("12G", 12 * GIB),
     GuestHost("odd", 2 * GIB - 5 * MIB),
     GuestHost("uefi-2G", 2 * GIB, Guest(firmware="uefi", machine="q35")),
-    GuestHost("uefi-6G", 6 * GIB, Guest(firmware="uefi", machine="q35", cpus=2)),
+    GuestHost("uefi-6G", 6 * GIB, Guest(firmware="uefi", machine="q35")),
     GuestHost("numa2-2G", 2 * GIB, Guest(nodes=2, cpus=2, unpacked=True)),
     GuestHost("numa2-8G", 8 * GIB, Guest(nodes=2, cpus=2, unpacked=True)),
     GuestHost("numa4-6G", 6 * GIB, Guest(nodes=4, cpus=4, unpacked=True)),

@@ -45,8 +45,9 @@ class Boot:
 
     @property
     def cmdline(self) -> bytes:
-        """The whole command line."""
-        return f"{OWN_WORDS} {self.line}".rstrip(" ").encode()
+        """The whole command line. For the EFI stub QEMU adds a word that names the initramfs."""
+        added = " initrd=initrd" if self.host.guest.firmware == "uefi" else ""
+        return (f"{OWN_WORDS} {self.line}".rstrip(" ") + added).encode()
 
 
 def boot_of(case: Case) -> Boot:
