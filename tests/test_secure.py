@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from build import GIB
-from crashlend.cli import lab_verb
+from crashlend.cli import lab_verb, trial_flags
 from crashlend.errors import CrashlendError, FormatError, UsageError
 from crashlend.lab import firmware
 from crashlend.lab.fat import pack_fat
@@ -173,9 +173,9 @@ def test_secure_boot_takes_a_q35(words: list[str], machine: str) -> None:
     """By itself; the other machine has no SMM to guard firmware's variables."""
     parser = argparse.ArgumentParser()
     lab_verb.add_arguments(parser)
-    assert lab_verb.spec_fields(parser.parse_args(["trial", *words]))["machine"] == machine
+    assert trial_flags.spec_fields(parser.parse_args(["trial", *words]))["machine"] == machine
     with pytest.raises(UsageError, match="SMM"):
-        lab_verb.spec_fields(
+        trial_flags.spec_fields(
             parser.parse_args(["trial", "--firmware", "secure", "--machine", "pc"])
         )
 

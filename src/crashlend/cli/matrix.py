@@ -115,7 +115,7 @@ class _Flags(argparse.ArgumentParser):
 
 def parse_flags(words: Sequence[str]) -> tuple[str, dict[str, Any]]:
     """The kernel's name and the fields of the Spec that these flags of ``lab trial`` tell."""
-    from crashlend.cli.lab_verb import add_trial_flags, spec_fields
+    from crashlend.cli.trial_flags import add_trial_flags, spec_fields
     from crashlend.lab.crashes import find_crash
 
     parser = _Flags(add_help=False, allow_abbrev=False)
