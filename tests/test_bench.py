@@ -14,8 +14,10 @@ import pytest
 from build import facts, payload
 from crashlend.config import Settings
 from crashlend.errors import CrashlendError
-from crashlend.lab import bench, bench_report, bench_times
-from crashlend.lab.bench import Bench, Options, judge
+from crashlend.lab.bench import report as bench_report
+from crashlend.lab.bench import run as bench
+from crashlend.lab.bench import times as bench_times
+from crashlend.lab.bench.run import Bench, Options, judge
 from crashlend.lab.kernels import Kernel
 from crashlend.lab.loaders import kexec_initramfs, load_command, load_variables
 from crashlend.lab.outcome import Outcome

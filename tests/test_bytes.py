@@ -17,7 +17,7 @@ from crashlend.formats.elfcore import (
     ProgramHeader,
     build_core_header,
 )
-from crashlend.lab.bytes import (
+from crashlend.lab.entry.bytes import (
     Load,
     Piece,
     changed_pages,
@@ -29,8 +29,8 @@ from crashlend.lab.bytes import (
     read_loads,
     shown,
 )
-from crashlend.lab.memory_file import MemoryFile, demand_memory
-from crashlend.lab.witness import window_bytes
+from crashlend.lab.entry.memory_file import MemoryFile, demand_memory
+from crashlend.lab.entry.witness import window_bytes
 from crashlend.ranges import Ranges
 from crashlend.sizes import GIB, MIB
 

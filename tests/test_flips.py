@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from crashlend.lab.bytes import Piece
-from crashlend.lab.flips import Fate, Flip, Flips, choose, fate_of, flippable, parse_record
-from crashlend.lab.replay import HANG, RESET, UP, Ending
+from crashlend.lab.entry.bytes import Piece
+from crashlend.lab.entry.flips import Fate, Flip, Flips, choose, fate_of, flippable, parse_record
+from crashlend.lab.entry.replay import HANG, RESET, UP, Ending
 from crashlend.lab.spec import Saved
 from crashlend.purgatory.x86_64 import ENDS, ENDS_OFFSET, RECORD_BYTES
 from crashlend.ranges import Ranges

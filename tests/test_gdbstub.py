@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from crashlend.lab.gdbstub import GdbError, GdbStub, packet, take_packet
-from crashlend.lab.memory_file import MemoryFile
+from crashlend.lab.entry.gdbstub import GdbError, GdbStub, packet, take_packet
+from crashlend.lab.entry.memory_file import MemoryFile
 from crashlend.lab.qemu import QEMU
 
 if TYPE_CHECKING:

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from crashlend.lab.gdbstub import GdbStub
+from crashlend.lab.entry.gdbstub import GdbStub
+from crashlend.lab.entry.memory_file import MemoryFile
+from crashlend.lab.entry.replay import HANG, RESET, UP, Replay, save_state
 from crashlend.lab.host import SOCKET, Host
-from crashlend.lab.memory_file import MemoryFile
 from crashlend.lab.qemu import QEMU, Machine, run_machine
-from crashlend.lab.replay import HANG, RESET, UP, Replay, save_state
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

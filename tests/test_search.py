@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from crashlend.lab.search import Finding, Probe, Quest, evaluate, next_size
+from crashlend.lab.bench.search import Finding, Probe, Quest, evaluate, next_size
 
 if TYPE_CHECKING:
     from collections.abc import Callable

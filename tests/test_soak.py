@@ -13,14 +13,14 @@ import pytest
 from crashlend.cli import soak as verb
 from crashlend.cli.main import main
 from crashlend.errors import CrashlendError
-from crashlend.lab import soak as lab
 from crashlend.lab.kernels import Kernel
 from crashlend.lab.outcome import Outcome
 from crashlend.lab.qemu import LostVmError, Report
 from crashlend.lab.records import Records, json_text
-from crashlend.lab.soak import FLAWED, LOST, PASSED, UNCRASHED, VOID, Soak, latest, missing
-from crashlend.lab.soak_cases import KERNELS, SoakCase, draw
-from crashlend.lab.soak_report import counts, markdown, soak_data
+from crashlend.lab.soak import run as lab
+from crashlend.lab.soak.cases import KERNELS, SoakCase, draw
+from crashlend.lab.soak.report import counts, markdown, soak_data
+from crashlend.lab.soak.run import FLAWED, LOST, PASSED, UNCRASHED, VOID, Soak, latest, missing
 from crashlend.lab.spec import Check, Spec
 
 KERNEL = Kernel("6.1", "6.1.0", "bookworm", Path("vmlinuz"), Path("modules"), None)

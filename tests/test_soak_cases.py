@@ -14,11 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from crashlend.crashkernel.grammar import lent_request
-from crashlend.lab import soak_cases as tables
 from crashlend.lab.checks import asked_bytes
 from crashlend.lab.crashes import KINDS, Crash, find_crash
 from crashlend.lab.kernels import Kernel
-from crashlend.lab.soak_cases import SoakCase, draw
+from crashlend.lab.soak import cases as tables
+from crashlend.lab.soak.cases import SoakCase, draw
 from crashlend.lab.spec import Command
 from crashlend.sizes import GIB, MIB
 

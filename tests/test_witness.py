@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from crashlend.formats.elfcore import KERNEL_TEXT_BASE, PT_LOAD
-from crashlend.lab.bytes import Comparison, Load, Piece, choose_flips, flip, shown
+from crashlend.lab.entry.bytes import Comparison, Load, Piece, choose_flips, flip, shown
+from crashlend.lab.entry.witness import Witness
 from crashlend.lab.spec import Saved
-from crashlend.lab.witness import Witness
 from crashlend.sizes import MIB
 
 if TYPE_CHECKING:

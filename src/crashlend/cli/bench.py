@@ -42,8 +42,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run what is missing, then print, and write, all of it."""
-    from crashlend.lab.bench import KERNELS, Bench, Options, bench_data
-    from crashlend.lab.bench_report import markdown, quoted
+    from crashlend.lab.bench.report import markdown, quoted
+    from crashlend.lab.bench.run import KERNELS, Bench, Options, bench_data
     from crashlend.lab.kernels import fetch
     from crashlend.lab.records import Records
 

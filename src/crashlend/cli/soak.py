@@ -15,7 +15,7 @@ from crashlend.errors import EXIT_DONE, EXIT_FAILED, UsageError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from crashlend.lab.soak_cases import SoakCase
+    from crashlend.lab.soak.cases import SoakCase
 
 DIRECTORY = Path("build/soak")
 
@@ -70,9 +70,9 @@ def run(args: argparse.Namespace) -> int:
     """Run what is missing, then write, and print, the results of the whole seed."""
     from crashlend.lab.kernels import fetch
     from crashlend.lab.records import Records, json_text, machine_facts
-    from crashlend.lab.soak import PASSED, RESULTS, Soak, latest, missing
-    from crashlend.lab.soak_cases import draw
-    from crashlend.lab.soak_report import counts, markdown, soak_data
+    from crashlend.lab.soak.cases import draw
+    from crashlend.lab.soak.report import counts, markdown, soak_data
+    from crashlend.lab.soak.run import PASSED, RESULTS, Soak, latest, missing
 
     cases = [draw(*args.only)] if args.only else [draw(args.seed, n) for n in range(args.trials)]
     if args.dry_run:
@@ -118,7 +118,7 @@ def _wanted(
 def _list(cases: Sequence[SoakCase]) -> None:
     from dataclasses import asdict
 
-    from crashlend.lab.soak_report import guest
+    from crashlend.lab.soak.report import guest
 
     for case in cases:
         print(f"{case.name}: {guest(asdict(case))}")

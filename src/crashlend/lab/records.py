@@ -68,7 +68,7 @@ def _sources(package: Path) -> Iterator[Path]:
     """Every source but what asks for results and shows them: the bench's, the matrix's, the commands'."""
     for path in package.rglob("*"):
         name = path.relative_to(package).as_posix()
-        own = name.startswith(("cli/", "snapshots/", "lab/bench", "lab/search", "lab/matrix/"))
+        own = name.startswith(("cli/", "snapshots/", "lab/bench/", "lab/matrix/"))
         if path.is_file() and "__pycache__" not in name and not own:
             yield path
 

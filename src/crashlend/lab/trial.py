@@ -25,9 +25,10 @@ from crashlend.lab import late
 from crashlend.lab.captures import build_capture, lay_out_hooks
 from crashlend.lab.checks import death_by_memory, run_checks
 from crashlend.lab.crashes import find_crash
-from crashlend.lab.entry_stop import STOP, EntryStop
+from crashlend.lab.entry.flips import Flips
+from crashlend.lab.entry.stop import STOP, EntryStop
+from crashlend.lab.entry.witness import Witness
 from crashlend.lab.firmware import SECURE
-from crashlend.lab.flips import Flips
 from crashlend.lab.guest import build_boot_initramfs, build_root, pack_ext4
 from crashlend.lab.loaders import INITRAMFS, kexec_initramfs, load_command
 from crashlend.lab.outcome import Outcome, load_answer
@@ -38,7 +39,6 @@ from crashlend.lab.secure import build_boot_disk
 from crashlend.lab.spec import Saved, Spec
 from crashlend.lab.triggers import copy_trigger
 from crashlend.lab.watch import PRODUCTIONS_OWN, Watch
-from crashlend.lab.witness import Witness
 from crashlend.sizes import format_size
 
 if TYPE_CHECKING:

@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from crashlend.errors import CrashlendError
-from crashlend.lab.bytes import PAGE, file_offset
-from crashlend.lab.entry_stop import EntryStop
-from crashlend.lab.replay import HANG, RESET, UP, Ending, Replay, save_state
+from crashlend.lab.entry.bytes import PAGE, file_offset
+from crashlend.lab.entry.replay import HANG, RESET, UP, Ending, Replay, save_state
+from crashlend.lab.entry.stop import EntryStop
 from crashlend.lab.spec import Check
 from crashlend.purgatory.x86_64 import ENDS, ENDS_OFFSET, RECORD_BYTES
 from crashlend.ranges import Ranges
@@ -29,7 +29,7 @@ from crashlend.ranges import Ranges
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from crashlend.lab.gdbstub import GdbStub
+    from crashlend.lab.entry.gdbstub import GdbStub
     from crashlend.lab.host import Host
     from crashlend.lab.packages import Say
     from crashlend.lab.qemu import Machine

@@ -81,7 +81,7 @@ unless the sources or the kernel changed. `crashlend lab bench --quick` looks on
 
 
 def markdown(data: dict[str, Any]) -> str:
-    """The document for what :func:`crashlend.lab.bench.bench_data` returned."""
+    """The document for what :func:`crashlend.lab.bench.run.bench_data` returned."""
     part = sections(data)
     parts = [_HEAD, "## Reservation needed to save the dump\n", part["reservations"]]
     parts += ["## Time to load\n", part["loads"], "## Time to lend 1 GiB\n", part["lending"]]
@@ -263,8 +263,8 @@ def _available(kernels: Sequence[dict[str, Any]]) -> str:
 
 
 def _how(data: dict[str, Any]) -> str:
-    from crashlend.lab.bench import COMFORTABLE_MIB
-    from crashlend.lab.bench_times import DEADLINE_SECONDS
+    from crashlend.lab.bench.run import COMFORTABLE_MIB
+    from crashlend.lab.bench.times import DEADLINE_SECONDS
 
     machine, options = data["machine"], data["options"]
     sizes = [k["times"]["initramfs_bytes"] for k in data["kernels"]]

@@ -7,7 +7,7 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from crashlend.lab.markdown import number_first, table
-from crashlend.lab.soak import FLAWED, LOST, PASSED, UNCRASHED, VOID, again
+from crashlend.lab.soak.run import FLAWED, LOST, PASSED, UNCRASHED, VOID, again
 from crashlend.sizes import GIB, mib
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ Ctrl-C ends it; the same command goes on. One trial alone, with all its files wh
     crashlend lab soak --only {seed}/INDEX
 
 The same seed and index are the same guest on every machine, as long as the tables of
-`lab/soak_cases.py` stay as they are. Chance that is not in the seed remains: where KASLR puts the
+`lab/soak/cases.py` stay as they are. Chance that is not in the seed remains: where KASLR puts the
 kernel, and what the host's load does to the guest's timing.
 
 ## What it does not show

@@ -14,12 +14,12 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Callable
 
 from crashlend.errors import CrashlendError
-from crashlend.lab import bench_times
+from crashlend.lab.bench import times as bench_times
+from crashlend.lab.bench.search import Probe, Quest, evaluate, next_size
 from crashlend.lab.captures import build_capture_for
 from crashlend.lab.packages import silent
 from crashlend.lab.qemu import LostVmError
 from crashlend.lab.records import Records, machine_facts, source_hash
-from crashlend.lab.search import Probe, Quest, evaluate, next_size
 from crashlend.lab.spec import Spec
 from crashlend.lab.trial import production_words, run_trial
 

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from crashlend.lab.kernels import Kernel
     from crashlend.lab.outcome import Outcome
     from crashlend.lab.packages import Say
-    from crashlend.lab.soak_cases import SoakCase
+    from crashlend.lab.soak.cases import SoakCase
 
 # every check held; the dump is there and something else is wrong; production crashed and there is
 # no dump; it did not come as far as the crash; nothing can be said, the lab itself failed

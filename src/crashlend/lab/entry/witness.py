@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from crashlend.errors import CrashlendError
 from crashlend.formats.elfcore import PT_LOAD
-from crashlend.lab import bytes as compared
-from crashlend.lab.entry_stop import EntryStop
-from crashlend.lab.memory_file import MemoryFile, demand_memory
+from crashlend.lab.entry import bytes as compared
+from crashlend.lab.entry.memory_file import MemoryFile, demand_memory
+from crashlend.lab.entry.stop import EntryStop
 from crashlend.lab.spec import Check
 from crashlend.ranges import Ranges
 from crashlend.sizes import MIB, mib
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
     from types import TracebackType
 
-    from crashlend.lab.bytes import Comparison, Load
-    from crashlend.lab.gdbstub import GdbStub
+    from crashlend.lab.entry.bytes import Comparison, Load
+    from crashlend.lab.entry.gdbstub import GdbStub
     from crashlend.lab.host import Action, Host
     from crashlend.lab.spec import Saved
 

@@ -12,9 +12,9 @@ from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any
 
 from crashlend.errors import CrashlendError
-from crashlend.lab.bytes import parse_flat_view
-from crashlend.lab.gdbstub import BREAKPOINT, GdbStub
-from crashlend.lab.memory_file import MemoryFile
+from crashlend.lab.entry.bytes import parse_flat_view
+from crashlend.lab.entry.gdbstub import BREAKPOINT, GdbStub
+from crashlend.lab.entry.memory_file import MemoryFile
 from crashlend.lab.spec import Check, Command
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self  # typing has it from 3.11 on
 
-    from crashlend.lab.bytes import Piece
+    from crashlend.lab.entry.bytes import Piece
     from crashlend.lab.host import Action, Host
     from crashlend.lab.packages import Say
     from crashlend.lab.qemu import Machine

@@ -20,7 +20,7 @@ from crashlend.lab.qemu import run_machine
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from crashlend.lab.gdbstub import GdbStub
+    from crashlend.lab.entry.gdbstub import GdbStub
     from crashlend.lab.host import Host
     from crashlend.lab.qemu import Machine
 
