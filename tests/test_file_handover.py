@@ -18,7 +18,8 @@ from build import BLOCK, GIB, MIB, PAGE, bz_image, facts
 from crashlend import filemode
 from crashlend.config import Settings
 from crashlend.errors import CrashlendError, RefusedError, TooSmallError
-from crashlend.filemode import PLACEHOLDER, at_address, check_room, largest, without_lending
+from crashlend.filemode import PLACEHOLDER, at_address, largest, without_lending
+from crashlend.fileroom import check_room
 from crashlend.formats import elfcore, newc
 from crashlend.formats.bzimage import BzImage
 from crashlend.formats.elfcore import PT_LOAD, ProgramHeader

@@ -17,19 +17,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from crashlend.errors import CrashlendError, RefusedError, TooSmallError
+from crashlend.errors import CrashlendError, RefusedError
 from crashlend.formats import elfcore, newc
 from crashlend.formats.cmdline import crash_cmdline, parameter_name, split
 from crashlend.formats.cmdline_words import Reasoned
 from crashlend.lenders.unasked import unasked_notes
-from crashlend.ranges import Ranges, align_down, align_up
-from crashlend.sizes import MIB, format_size, mib
+from crashlend.ranges import Ranges
+from crashlend.sizes import format_size, mib
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from crashlend.facts import Facts
-    from crashlend.formats.bzimage import BzImage
     from crashlend.formats.elfcore import ProgramHeader
     from crashlend.ranges import Range
 
@@ -50,10 +49,6 @@ LOADS = 2
 # what kernel.kexec_load_limit_panic must allow: when the second one fails it is unloaded, and the old
 # image, which may lend by words as well, is loaded again
 COUNTS = LOADS + 1 + LOADS
-# Purgatory (8 pages and more), boot_params with the command line, the core header: at least
-LEAST_ABOVE_BYTES, LEAST_BELOW_BYTES = 3 * PAGE, PAGE
-# and what is plenty for them: with CONFIG_CRASH_HOTPLUG the core header alone has 0.9 MiB
-PLENTY_BYTES = 2 * MIB
 
 
 class Handed(NamedTuple):
@@ -199,37 +194,3 @@ def with_core_header(initramfs: bytes, headers: Sequence[ProgramHeader]) -> tupl
 def core_header_bytes(number: int) -> int:
     """What a header with that many program headers adds to the initramfs at most."""
     return elfcore.EHDR.size + elfcore.PHDR.size * number + 2 * PAGE
-
-
-# --- the room ------------------------------------------------------------------------------------
-
-
-def check_room(reservation: Range, image: BzImage, initramfs_bytes: int) -> None:
-    """TooSmallError where the kernel can't place the image, which it would tell as errno 99.
-
-    It places the core header from below; from above purgatory, boot_params, the kernel with all
-    of init_size at its alignment, then the initramfs (bzImage64_load(), locate_mem_hole_top_down()).
-    Of the first three only the least is known, so what passes here may still not fit.
-    """
-    kernel_bytes = align_up(image.init_size, PAGE)
-    ramdisk_bytes = align_up(initramfs_bytes, PAGE)
-    top = align_down(reservation.end, PAGE) - LEAST_ABOVE_BYTES
-    start = align_down(top - kernel_bytes, image.alignment)
-    above = top - start - kernel_bytes
-    below = start - align_up(reservation.start, PAGE) - LEAST_BELOW_BYTES
-    if below >= 0 and max(above, below) >= ramdisk_bytes:
-        return
-    needed = kernel_bytes + ramdisk_bytes + image.alignment + PLENTY_BYTES
-    raise TooSmallError(
-        "the reservation is too small for kexec_file_load",
-        f"it has {mib(reservation.size)} in one piece; there the kernel keeps all of init_size free, "
-        f"{mib(image.init_size)} for this image, beside the initramfs of {mib(initramfs_bytes)}",
-        hint=f"boot with crashkernel={align_up(needed, MIB) // MIB}M or more"
-        "; kexec_load (--syscall load) needs less, where lockdown allows it",
-    )
-
-
-def taken_at_start(reservation: Range, image: BzImage, initramfs_bytes: int) -> Ranges:
-    """Roughly what of the reservation is taken from the crash kernel's start on."""
-    size = align_up(image.init_size + initramfs_bytes + MIB, PAGE)
-    return Ranges([(max(reservation.start, reservation.end - size), reservation.end)])

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Optional
 
-from crashlend import filemode, lowmem
+from crashlend import filemode, fileroom, lowmem
 from crashlend.arch import Layout, for_machine
 from crashlend.capture.initramfs import load_archive
 from crashlend.crash_cpus import crash_cpus
@@ -258,11 +258,11 @@ def _complete_file(
     if plan.by_word:
         headers = arch.exclude_from_vmcore(facts, given)
         initramfs_bytes += filemode.core_header_bytes(len(headers))
-    filemode.check_room(reservation, image, initramfs_bytes)
+    fileroom.check_room(reservation, image, initramfs_bytes)
     ram = _ram(arch.include_in_memory_map(facts, None, given), arch.RAM)
     cpus = crash_cpus(facts, settings)
     words = [*cpus.words, *filemode.words_of(plan.by_word)]
-    taken = filemode.taken_at_start(reservation, image, initramfs_bytes)
+    taken = fileroom.taken_at_start(reservation, image, initramfs_bytes)
     bounce = lowmem.bounce_word(ram, taken)
     if bounce:
         words.append((bounce, lowmem.BOUNCE_REASON))
