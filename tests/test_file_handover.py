@@ -319,6 +319,26 @@ def test_the_address_on_the_command_line_is_that_of_the_core_header(kernel: Kern
     assert is_in_memory(found, kernel) is False
 
 
+def test_the_search_reads_the_headers_of_kcore_once(
+    kernel: Kernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They have a line per stretch of RAM; the reservation is read a megabyte at a time."""
+    real, starts = kernel.read, []
+
+    def read(path: str, limit: int = 1 << 26, offset: int = 0) -> bytes:
+        starts.extend([path] * (path == "/proc/kcore" and not offset))
+        return real(path, limit, offset)
+
+    monkeypatch.setattr(kernel, "read", read)
+    kernel.down = 6 * MIB
+    image_of().load()
+    monkeypatch.setattr(file_load, "load_once", lambda *_: None)
+    starts.clear()
+    with pytest.raises(CrashlendError, match="cannot tell"):
+        image_of().load()
+    assert len(starts) == 2
+
+
 def test_between_the_two_loads_a_plain_crash_kernel_is_there(kernel: Kernel) -> None:
     """It lends nothing: neither words nor what the capture would be told of lent memory."""
     image = image_of()

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Optional
 
 from crashlend.errors import CrashlendError, FormatError
-from crashlend.formats import elfcore
 from crashlend.formats.btf import read_types
 from crashlend.formats.procfs import parse_address_size
+from crashlend.kcore import KCORE, Kcore
 from crashlend.ranges import Range, Ranges
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from crashlend.hostfiles import HostFiles
 
 PAGE = 4096
-KCORE, BTF, PAGE_TYPES = "/proc/kcore", "/sys/kernel/btf/vmlinux", "/proc/pagetypeinfo"
+BTF, PAGE_TYPES = "/sys/kernel/btf/vmlinux", "/proc/pagetypeinfo"
 VMCOREINFO = "/sys/kernel/vmcoreinfo"
 TYPES = ("mem_section", "mem_section_usage", "pageblock_bits", "migratetype")
 TYPE_BITS = 0b111  # PAGEBLOCK_MIGRATETYPE_MASK; in 6.12 PB_migrate to PB_migrate_end
@@ -58,7 +58,7 @@ def cma_parts(reader: Reader, memory: Ranges) -> tuple[Optional[Ranges], str]:
     The marks are believed only when /proc/pagetypeinfo, where the kernel counts them, has as many.
     """
     try:
-        core = _Kcore(reader.files)
+        core = _kernel_memory(reader.files)
         counted = _read(reader.files, PAGE_TYPES)
         info = core.physical(*parse_address_size(_read(reader.files, VMCOREINFO), VMCOREINFO))
         marks = _marks(info, _read(reader.files, BTF), counted)
@@ -77,43 +77,16 @@ def cma_parts(reader: Reader, memory: Ranges) -> tuple[Optional[Ranges], str]:
     return found & memory, ""
 
 
-class _Kcore:
-    """The kernel's memory in the direct mapping."""
+def _kernel_memory(files: HostFiles) -> Kcore:
+    try:
+        return Kcore(files)
+    except FileNotFoundError:
+        raise FormatError(KCORE, "no such file on this host") from None
 
-    def __init__(self, files: HostFiles) -> None:
-        self.files = files
-        ehdr = _read(files, KCORE, elfcore.EHDR.size)
-        headers = files.read(KCORE, elfcore.headers_end(ehdr))
-        places = elfcore.parse_program_headers(headers, physical=False)
-        self.direct = [
-            (header, place.phys)
-            for header, place in zip(elfcore.parse_program_headers(headers), places)
-            if header.type == elfcore.PT_LOAD
-            and header.virt < elfcore.KERNEL_TEXT_BASE
-            and header.phys < 1 << 52
-        ]
 
-    def physical(self, start: int, size: int) -> bytes:
-        for header, place in self.direct:
-            if header.phys <= start and start + size <= header.end:
-                return self._read(place + start - header.phys, size)
-        raise FormatError(KCORE, f"it does not show physical {start:#x}")
-
-    def virtual(self, start: int, size: int) -> bytes:
-        for header, place in self.direct:
-            if header.virt <= start and start + size <= header.virt + header.bytes:
-                return self._read(place + start - header.virt, size)
-        raise FormatError(KCORE, f"it does not show {start:#x}")
-
-    def pointer(self, at: int) -> int:
-        (value,) = struct.unpack("<Q", self.virtual(at, 8))
-        return int(value)
-
-    def _read(self, offset: int, size: int) -> bytes:
-        data = self.files.read(KCORE, size, offset=offset)
-        if len(data) != size:
-            raise FormatError(KCORE, "it ends too early", offset=offset)
-        return data
+def _pointer(core: Kcore, at: int) -> int:
+    (value,) = struct.unpack("<Q", core.virtual(at, 8))
+    return int(value)
 
 
 def _read(files: HostFiles, path: str, limit: int = 1 << 26) -> bytes:
@@ -150,7 +123,7 @@ def _marks(info: bytes, btf: bytes, page_types: bytes) -> Marks:
     )
 
 
-def _marked(core: _Kcore, marks: Marks, memory: Ranges) -> Iterator[tuple[int, int]]:
+def _marked(core: Kcore, marks: Marks, memory: Ranges) -> Iterator[tuple[int, int]]:
     """Each pageblock of ``memory`` whose type is CMA, a section at a time."""
     for run in memory.align_outwards(marks.block):
         for number in range(run.start // marks.section, -(-run.end // marks.section)):
@@ -163,15 +136,15 @@ def _marked(core: _Kcore, marks: Marks, memory: Ranges) -> Iterator[tuple[int, i
                     yield at, at + marks.block
 
 
-def _flags_of(core: _Kcore, marks: Marks, section: int) -> int:
+def _flags_of(core: Kcore, marks: Marks, section: int) -> int:
     """The pageblock flags of one section, as one number; 0 (unmovable) where it has none."""
     per_root = PAGE // marks.entry
     if section // per_root >= marks.root_count:
         raise FormatError("mem_section", f"it has no section {section}")
-    root = core.pointer(marks.roots + section // per_root * 8)
+    root = _pointer(core, marks.roots + section // per_root * 8)
     if not root:
         return 0
-    usage = core.pointer(root + section % per_root * marks.entry + marks.usage)
+    usage = _pointer(core, root + section % per_root * marks.entry + marks.usage)
     if not usage:
         return 0
     words = -(-marks.section // marks.block * marks.bits // 64)

@@ -18,9 +18,10 @@ from crashlend.filemode import at_address, without_lending
 from crashlend.formats import bootparams, procfs
 from crashlend.formats.bzimage import BOOT_FLAG, HEADER, MAGIC, BzImage
 from crashlend.hostfiles import HostFiles, TreeFiles
+from crashlend.kcore import Kcore
 from crashlend.sizes import mib
 from crashlend.system import kexec
-from crashlend.system.physical import read_physical
+from crashlend.system.physical import read_physical, shown
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -113,12 +114,13 @@ def load_lending(
 
 def _find(files: HostFiles, mark: bytes, ramdisk_bytes: int) -> Placed:
     """The boot_params whose command line has the mark. The kernel puts them near the top."""
+    core = Kcore(files)
     for start, end in _reservations(files):
         for at in range(end - PAGE, start - 1, -CHUNK):
             begin = max(start, at + PAGE - CHUNK)
-            data = read_physical(files, begin, at + PAGE - begin)
+            data = shown(core, begin, at + PAGE - begin)
             for placed in _candidates(begin, data):
-                line = read_physical(files, placed.cmdline_phys, _line_bytes(placed))
+                line = shown(core, placed.cmdline_phys, _line_bytes(placed))
                 if mark in line.split(b"\0", 1)[0] and placed.ramdisk_bytes == ramdisk_bytes:
                     return placed
     raise CrashlendError(
