@@ -50,7 +50,7 @@ bench: .venv/.lab ## what kexec-tools and crashlend need, measured (an hour); wr
 
 conform: .venv/.lab ## boot four kernels: does ,cma do what upstream promises? writes docs/conformance
 	for kernel in 6.1 6.17 7.2 7.3; do \
-	  $(BIN)/crashlend lab conform --kernel $$kernel -o docs/results/conform-$$kernel.json \
+	  $(BIN)/crashlend lab conform --kernel $$kernel --data docs/results/conform-$$kernel.json \
 	    --report docs/conformance/$$kernel.md || exit 1; done
 
 soak: .venv/.lab ## crash N=60 random guests of SEED=... (default: today); goes on where it was ended

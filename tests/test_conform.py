@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from build import GIB, MIB, host, kmsg
+from build import GIB, MIB, host, kmsg, zoneinfo
 from crashlend.cli.main import main
 from crashlend.lab.conform import run as conform_run
 from crashlend.lab.conform.boots import BOOTS, BUILT, KNOWN, UNKNOWN
@@ -22,7 +22,7 @@ from crashlend.lab.conform.checks import CHECKS
 from crashlend.lab.conform.page import markdown
 from crashlend.lab.conform.run import conform, report
 from crashlend.lab.conform.syscalls import ASKED_BYTES, CODE, kexec_load_program
-from crashlend.lab.conform.verdicts import ABSENT, CONFORMS, DEVIATES, Seen
+from crashlend.lab.conform.verdicts import ABSENT, CONFORMS, DEVIATES, UNTRIED, Seen
 from crashlend.lab.kernels import Kernel
 from crashlend.lab.observation import FILES, Answer, Observation
 from crashlend.lab.observe import ObserveError
@@ -52,6 +52,10 @@ MAIN_ALONE = (
     "50331648|50331648|100000000-102ffffff : Crash kernel; b0000000-b3ffffff : Crash kernel;\n"
 )
 AREA = "/sys/kernel/mm/cma/crashkernel/total_pages"
+BORDER_MAIN = (0x75000000, 0x7F000000)
+BORDER_RANGE = (0x65000000, 0x75000000)
+MOVABLE_START = 0x67000000
+NOT_ACTIVATED = "cma: CMA area crashkernel could not be activated"
 
 
 def guest(
@@ -101,6 +105,23 @@ def misread(boot: str, size: int, char: str) -> Observation:
     )
 
 
+def border(
+    *,
+    main: Sequence[tuple[int, int]] = (BORDER_MAIN,),
+    cma: Sequence[tuple[int, int]] = (BORDER_RANGE,),
+    movable: int = MOVABLE_START,
+    **more: Any,
+) -> Observation:
+    """The guest "border": 2 GiB, and its ZONE_MOVABLE begins at ``movable``."""
+    zones = [
+        (0, "DMA32", 0x1000, movable // 4096 - 0x1000),
+        (0, "Movable", movable // 4096, (0x7FFE0000 - movable) // 4096),
+    ]
+    words = next(b.words for b in BOOTS if b.name == "border")
+    seen = guest(words, main=main, cma=cma, **more)
+    return replace(seen, files={**seen.files, "zoneinfo": zoneinfo(zones, cma)})
+
+
 def built(**other: Observation) -> dict[str, Observation]:
     """A kernel as 7.3 is: it carries the word out, with the three known defects."""
     words = {b.name: b.words for b in BOOTS}
@@ -122,13 +143,7 @@ def built(**other: Observation) -> dict[str, Observation]:
         "offset": misread("offset", 128 * MIB, "@"),
         "foo": misread("foo", 128 * MIB, "f"),
         "overask": guest(words["overask"], cma=FOUR, log=[less, *sysfs_lost]),
-        "border": guest(
-            words["border"],
-            cma=[RANGE],
-            total_bytes=0,
-            log=["cma: CMA area crashkernel could not be activated"],
-            files={AREA: b"0\n"},
-        ),
+        "border": border(total_bytes=0, log=[NOT_ACTIVATED], files={AREA: b"0\n"}),
         **other,
     }
 
@@ -222,7 +237,17 @@ def answered(boot: str, **answers: str) -> Observation:
         ("partial", "overask", guest(WORDS["overask"], cma=FOUR, log=["crashkernel CMA reserved"])),
         ("several areas in sysfs", "overask", guest(WORDS["overask"], cma=FOUR[:1])),
         ("bad word (foo)", "foo", guest(WORDS["foo"], cma=[(RANGE[0], RANGE[0] + 64 * MIB)])),
-        ("border of a zone", "border", guest(WORDS["border"], cma=[RANGE], total_bytes=0)),
+        *(
+            (f"bad word ({boot})", boot, guest(WORDS[boot], main=(), cma=[]))
+            for boot in ("ranges", "offset", "foo")
+        ),
+        ("border of a zone", "border", border(total_bytes=0)),
+        ("border of a zone", "border", border(cma=())),
+        ("border of a zone", "border", border(cma=[(0x65000000, 0x6D000000)])),
+        ("border of a zone", "border", border(main=())),
+        ("border of a zone", "border", border(main=(), cma=())),
+        ("border of a zone", "border", border(total_bytes=512 * MIB, files={AREA: b"0\n"})),
+        ("border of a zone", "border", border(movable=0x79000000, log=[NOT_ACTIVATED])),
         ("shrinking", "first", answered("first", shrink=SHRUNK.replace("a2ff", "a3ff") + KEPT)),
         ("shrinking leaves CMA", "first", answered("first", shrink=SHRUNK + "CmaTotal:  0 kB\n")),
         ("shrinking two parts", "high", answered("high", shrink=BOTH.replace("b2ff", "b1ff"))),
@@ -235,6 +260,13 @@ def answered(boot: str, **answers: str) -> Observation:
         ("kexec_load", "first", answered("first", kexec=KEXEC.format(0x10000000))),
         ("offline", "first", answered("first", offline=OFFLINE.replace("1 online", "0 offline"))),
         ("hotplug", "first", answered("first", offline=OFFLINE.replace("../cpu/crash", "../cpu/"))),
+        ("offline", "first", answered("first", offline="")),
+        ("hotplug", "first", answered("first", offline="")),
+        (
+            "hotplug",
+            "first",
+            replace(FIRST, answers={**FIRST.answers, "offline": Answer(127, OFFLINE)}),
+        ),
     ],
 )
 def test_what_is_not_as_promised_deviates(check: str, boot: str, seen: Observation) -> None:
@@ -244,9 +276,40 @@ def test_what_is_not_as_promised_deviates(check: str, boot: str, seen: Observati
     assert not report(KERNEL, Seen(boots), {})["good"]
 
 
+@pytest.mark.parametrize("movable", [BORDER_RANGE[0], BORDER_RANGE[1], 0x79000000])
+def test_a_border_beside_the_range_is_not_tried(movable: int) -> None:
+    """All of the range is CMA, and nothing was put to the test: no verdict, and the report fails."""
+    data = report(KERNEL, Seen(built(border=border(movable=movable))), {})
+    (check,) = [c for c in data["checks"] if c["check"] == "border of a zone"]
+    assert (check["verdict"], check["good"]) == (UNTRIED, False)
+    assert "the range does not cross the border" in check["seen"]
+    assert not data["good"]
+    assert "or was not tried" in markdown(data)
+
+
+def test_a_script_that_died_is_quoted() -> None:
+    """With its exit code, and what it told."""
+    first = replace(FIRST, answers={**FIRST.answers, "offline": Answer(2, "sh: syntax\nerror\n")})
+    data = report(KERNEL, Seen(built(first=first)), {})
+    seen = {c["check"]: c["seen"] for c in data["checks"]}
+    assert seen["offline"] == "the script ended with 2 and told: sh: syntax error"
+    assert seen["hotplug"] == seen["offline"]
+
+
+def test_without_a_list_of_ranges_no_block_is_tried() -> None:
+    """6.17 and 6.18 with CONFIG_CMA: the range is in the log alone, and the script ends at once."""
+    first = answered("first", offline="")
+    files = {n: d for n, d in first.files.items() if n != "crash_cma_ranges"}
+    log = [b"cma: Reserved 192 MiB at 0x94000000", b"crashkernel CMA reserved: 192 MB in 1 ranges"]
+    first = replace(first, files={**files, "log": kmsg(*log)})
+    assert Seen({"first": first}).feature == BUILT
+    found = verdicts(built(first=first))
+    assert (found["offline"], found["hotplug"]) == (ABSENT, ABSENT)
+
+
 def test_a_defect_that_crashlend_does_not_see_is_not_good(monkeypatch: pytest.MonkeyPatch) -> None:
     """The verdict stays the defect's, the report fails."""
-    monkeypatch.setattr("crashlend.lab.conform.checks.lender_says", lambda _facts: (192 * MIB, ""))
+    monkeypatch.setattr("crashlend.lab.conform.border.lender_says", lambda _facts: (192 * MIB, ""))
     data = report(KERNEL, Seen(built()), {})
     (border,) = [c for c in data["checks"] if c["check"] == "border of a zone"]
     assert (border["verdict"], border["copes"], border["good"]) == ("defect B", "", False)
@@ -264,8 +327,7 @@ def test_a_kernel_with_the_defects_mended_conforms() -> None:
             )
         },
     )
-    border = guest(WORDS["border"], cma=[RANGE])
-    found = verdicts(built(**bad, overask=overask, border=border))
+    found = verdicts(built(**bad, overask=overask, border=border()))
     assert set(found.values()) == {CONFORMS, ABSENT}
 
 
@@ -287,6 +349,7 @@ def test_a_guest_that_dies_is_what_its_checks_say(monkeypatch: pytest.MonkeyPatc
     assert dead == ["partial", "several areas in sysfs"]
     assert data["boots"] == len(BOOTS) <= 10
     assert booted.count("overask") == 2  # a guest that dies is tried once more
+    assert [one["words"] for one in data["repeats"]] == [WORDS["overask"]]
     boots, booted[:] = unknown(), []
     data = conform(KERNEL)
     assert booted == [b.name for b in BOOTS if b.needs == UNKNOWN]
@@ -296,13 +359,44 @@ def test_a_guest_that_dies_is_what_its_checks_say(monkeypatch: pytest.MonkeyPatc
     }
 
 
+def test_a_guest_that_died_once_is_counted(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The verdicts are the second boot's; the report, the page and the terminal name the first."""
+    booted: list[str] = []
+    boots = built()
+
+    def observe(_kernel: Any, words: str, _memory: int, **_more: Any) -> Observation:
+        name = next(b.name for b in BOOTS if b.words == words)
+        booted.append(name)
+        if booted.count(name) == 1 and name in ("first", "foo"):
+            raise ObserveError("no observation", "it died while it was telling; its last words: x")
+        return boots[name]
+
+    monkeypatch.setattr(conform_run, "observe", observe)
+    monkeypatch.setattr("crashlend.lab.kernels.fetch", lambda _name, _say: KERNEL)
+    assert main(["lab", "conform", "--kernel", "7.9"]) == 0
+    assert capsys.readouterr().out.count("died and was booted again: ") == 2
+    booted[:] = []
+    data = conform(KERNEL)
+    why = "it died while it was telling"
+    assert data["repeats"] == [{"words": WORDS[n], "why": why} for n in ("first", "foo")]
+    assert f"booted again, 2: `{WORDS['first']}` ({why}); " in markdown(data)
+    booted[:] = ["first", "foo"]
+    assert conform(KERNEL)["repeats"] == []
+    page = markdown(conform(KERNEL))
+    assert "booted again" not in page
+    assert "No guest had to be booted twice" in page
+
+
 def test_the_command_s_exit_code_and_files(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """0 and 1; the JSON file and the page are the same report."""
     monkeypatch.setattr("crashlend.lab.kernels.fetch", lambda _name, _say: KERNEL)
     monkeypatch.setattr("crashlend.lab.qemu.find_qemu", lambda: "qemu")
-    for boots, code in ((built(), 0), (built(last=guest(WORDS["last"], cma=[])), 1)):
+    worse = built(last=guest(WORDS["last"], cma=[]))
+    for boots, code, flag in ((built(), 0, "--data"), (worse, 1, "-o")):
         seen = boots
         monkeypatch.setattr(
             conform_run,
@@ -317,7 +411,7 @@ def test_the_command_s_exit_code_and_files(
             "conform",
             "--kernel",
             "7.9",
-            "-o",
+            flag,
             str(out),
             "--report",
             str(page),

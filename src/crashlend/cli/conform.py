@@ -25,7 +25,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--modules", type=Path, metavar="DIR", help="lib/modules/RELEASE of a vmlinuz given by path"
     )
     parser.add_argument("--json", action="store_true", help="print JSON (schema 1)")
-    parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="write the JSON there")
+    parser.add_argument(
+        "--data", "-o", "--output", type=Path, metavar="FILE", help="write the JSON there"
+    )
     parser.add_argument("--report", type=Path, metavar="FILE", help="write Markdown there")
     parser.add_argument("--keep", type=Path, metavar="DIR", help="keep the guests' consoles")
 
@@ -36,8 +38,8 @@ def run(args: argparse.Namespace) -> int:
     from crashlend.lab.conform.run import conform
 
     data = conform(_kernel(args), say=progress, keep=args.keep)
-    if args.output:
-        write_file(args.output, json.dumps(data, indent=1).encode() + b"\n")
+    if args.data:
+        write_file(args.data, json.dumps(data, indent=1).encode() + b"\n")
     if args.report:
         write_file(args.report, markdown(data).encode())
     if args.json:
@@ -57,6 +59,8 @@ def _kernel(args: argparse.Namespace) -> Kernel:
 
 def _show(data: dict[str, Any]) -> None:
     print(f"Linux {data['release']} {data['feature'].replace('`', '')}")
+    for one in data["repeats"]:
+        print(f"died and was booted again: {one['words']}: {one['why']}")
     print_rows(
         [(check["check"], f"{check['verdict']}: {check['seen']}") for check in data["checks"]]
     )

@@ -24,6 +24,7 @@ HIGH_BYTES, LOW_BYTES = 96 * MIB, 64 * MIB
 # With the reservation at the top of 2 GiB and the range right below it, the border of the last
 # 400 MiB, which become ZONE_MOVABLE, lies in the range.
 BORDER = "movablecore=400M crashkernel=256M,cma crashkernel=160M"
+BORDER_MAIN_BYTES, BORDER_CMA_BYTES = 160 * MIB, 256 * MIB
 # 16 MiB out of every 200: no free stretch has 192 MiB, so the request comes down to 128 MiB and four
 # ranges leave enough. On one stretch halves add up to nearly all of memory, and 7.3 panics in
 # cma_init_reserved_areas() for lack of it.

@@ -16,10 +16,10 @@ from crashlend.lab.conform.boots import (
     MAIN_BYTES,
     UNKNOWN,
 )
+from crashlend.lab.conform.border import judge_border
 from crashlend.lab.conform.told import lender_says
 from crashlend.lab.conform.verdicts import (
     ABSENT,
-    CONFORMS,
     DEVIATES,
     UNSUPPORTED,
     Check,
@@ -114,8 +114,9 @@ def _misread(boot: str, got_bytes: int, message: str) -> Check:
         guest = all_of.boots[boot]
         got, words = _total(made(guest)), said(guest, message)
         seen = f"{mib(got)} of CMA; the log: {words[0] if words else 'nothing'}"
-        if not got:
-            return Result(seen, CONFORMS)  # refused, as its own return value says
+        if not got:  # refused, as its own return value says; the main word must not suffer
+            main = guest.crash_ranges.size
+            return conforms(main == MAIN_BYTES, f"{mib(main)} reserved, {seen}")
         copes = [str(f) for f in find_in_request(all_of.facts(boot)) if "is read as" in f.what]
         known = got == got_bytes and bool(words) and guest.crash_ranges.size == MAIN_BYTES
         return Result(seen, "defect C" if known else DEVIATES, copes[0] if copes else "")
@@ -164,22 +165,6 @@ def _several(all_of: Seen) -> Result:
         return conforms(count >= 2, seen)
     copes = [str(f) for f in find_in_request(facts) if "/sys/kernel/mm/cma" in f.what]
     return Result(seen, "defect A", copes[0] if copes else "")
-
-
-def _border(all_of: Seen) -> Result:
-    """Defect B: a range over a zone's border is listed and is no CMA."""
-    guest = all_of.boots["border"]
-    listed, total = _total(made(guest)), guest.meminfo.get("CmaTotal", 0)
-    words = [t for t in guest.messages if "could not be activated" in t]
-    seen = (
-        f"listed {mib(listed)}, CmaTotal {mib(total)}; the log: {words[0] if words else 'nothing'}"
-    )
-    if listed <= total and not words:
-        return Result(seen, CONFORMS)
-    lent, why = lender_says(all_of.facts("border"))
-    known = bool(words) and bool(listed)
-    copes = why if not lent and "are in ordinary use" in why else ""
-    return Result(seen, "defect B" if known else DEVIATES, copes)
 
 
 def _shrink(all_of: Seen) -> Result:
@@ -238,21 +223,33 @@ def _kexec_load(all_of: Seen) -> Result:
 
 
 def _offline(all_of: Seen) -> Result:
-    text = all_of.boots["first"].answers["offline"].text
-    found = re.search(r"(?m)^(memory\d+) (\d+) (\w+)$", text)
+    answer = all_of.boots["first"].answers["offline"]
+    found = re.search(r"(?m)^(memory\d+) (\d+) (\w+)$", answer.text)
     if not found:
-        return Result("no memory block was tried: no list of ranges", ABSENT)
+        return _unanswered(all_of)
     seen = f"{found[1]}: exit {found[2]}, {found[3]}"
     return conforms(found[2] != "0" and found[3] == "online", seen)
 
 
 def _hotplug(all_of: Seen) -> Result:
-    text = all_of.boots["first"].answers["offline"].text
-    files = dict(re.findall(r"(?m)^(\S*(?:crash_hotplug|crash_elfcorehdr_size)):(\d+)$", text))
-    if not files:
-        return Result("none of the files", ABSENT)
+    answer = all_of.boots["first"].answers["offline"]
+    files = dict(
+        re.findall(r"(?m)^(\S*(?:crash_hotplug|crash_elfcorehdr_size)):(\d+)$", answer.text)
+    )
+    if not files or answer.exit:
+        return _unanswered(all_of)
     seen = ", ".join(f"{name.rsplit('/', 2)[-1]} {value}" for name, value in files.items())
     return conforms(len(files) == 3, seen)
+
+
+def _unanswered(all_of: Seen) -> Result:
+    """The script needs the list of ranges; where there is one, that it told nothing is a failure."""
+    first = all_of.boots["first"]
+    if first.cma_ranges is None:
+        return Result("not looked at: no list of ranges", ABSENT)
+    answer = first.answers["offline"]
+    told = " ".join(answer.text.split()) or "nothing"
+    return Result(f"the script ended with {answer.exit} and told: {told}", DEVIATES)
 
 
 CHECKS = (
@@ -335,7 +332,7 @@ CHECKS = (
         "what crash_cma_ranges lists is memory for movable pages alone",
         f"{DOC}; mm/cma.c: cma_activate_area()",
         ("border",),
-        _border,
+        judge_border,
         BUILT,
     ),
     Check(

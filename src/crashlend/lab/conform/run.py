@@ -31,27 +31,38 @@ def conform(kernel: Kernel, *, say: Say = silent, keep: Path | None = None) -> d
     """
     seen: dict[str, Observation] = {}
     lost: dict[str, str] = {}
+    repeats: dict[str, str] = {}
     for boot in BOOTS:
         if seen and Seen(seen).feature < boot.needs:
             continue
         say(f"{kernel.name}: {boot.words}")
         try:
-            seen[boot.name] = _observe_twice(kernel, boot, say, keep)
+            seen[boot.name] = _observe_twice(kernel, boot, say, keep, repeats)
         except ObserveError as error:
             if not seen:
                 raise
             say(str(error))
-            lost[boot.name] = error.why.split(";")[0]
-    return report(kernel, Seen(seen), lost)
+            lost[boot.name] = _short(error)
+    return report(kernel, Seen(seen), lost, repeats)
 
 
-def _observe_twice(kernel: Kernel, boot: Boot, say: Say, keep: Path | None) -> Observation:
-    """A guest that dies once says little: under emulation on a busy machine the timer check may fail."""
+def _observe_twice(
+    kernel: Kernel, boot: Boot, say: Say, keep: Path | None, repeats: dict[str, str]
+) -> Observation:
+    """A guest that dies once says little: under emulation on a busy machine the timer check may fail.
+
+    But one that dies half of the time does, too: ``repeats`` takes the reason, for the report.
+    """
     try:
         return _observe(kernel, boot, say, keep)
     except ObserveError as error:
         say(f"{error}; once more")
+        repeats[boot.name] = _short(error)
         return _observe(kernel, boot, say, keep)
+
+
+def _short(error: ObserveError) -> str:
+    return error.why.split(";")[0]
 
 
 def _observe(kernel: Kernel, boot: Boot, say: Say, keep: Path | None) -> Observation:
@@ -66,8 +77,13 @@ def _observe(kernel: Kernel, boot: Boot, say: Say, keep: Path | None) -> Observa
     )
 
 
-def report(kernel: Kernel, seen: Seen, lost: dict[str, str]) -> dict[str, Any]:
-    """The checks' results; ``lost`` says of which boots nothing was heard, and why."""
+def report(
+    kernel: Kernel, seen: Seen, lost: dict[str, str], repeats: dict[str, str] | None = None
+) -> dict[str, Any]:
+    """The checks' results; ``lost`` says of which boots nothing was heard, and why.
+
+    ``repeats`` says of which boots the first try was not heard of, and why.
+    """
     checks = []
     for check in CHECKS:
         result = _judge(check, seen, lost)
@@ -93,6 +109,11 @@ def report(kernel: Kernel, seen: Seen, lost: dict[str, str]) -> dict[str, Any]:
         "version": kernel.version,
         "feature": FEATURES[seen.feature],
         "boots": len(seen.boots) + len(lost),
+        "repeats": [
+            {"words": boot.words, "why": repeats[boot.name]}
+            for boot in BOOTS
+            if repeats and boot.name in repeats
+        ],
         "good": all(check["good"] for check in checks),
         "checks": checks,
     }

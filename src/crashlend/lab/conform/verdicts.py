@@ -18,11 +18,13 @@ if TYPE_CHECKING:
     from crashlend.ranges import Range
 
 CONFORMS, DEVIATES, ABSENT = "conforms", "deviates", "does not apply"
+# The guest came out otherwise than the check needs it: nothing is known, and that is not good.
+UNTRIED = "not tried"
 UNSUPPORTED = "crashkernel CMA reservation not supported"
 
 
 class Result(NamedTuple):
-    """``verdict`` is one of the three above, or "defect A" to C, which upstream has as of 7.3.
+    """``verdict`` is one of the four above, or "defect A" to C, which upstream has as of 7.3.
 
     ``copes`` says what crashlend makes of a defect; empty where that is not as it must be.
     """
