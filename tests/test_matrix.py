@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import signal
@@ -20,17 +21,24 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import fake_cells
-from crashlend.cli.main import main
+from crashlend.cli.main import VERBS, main
 from crashlend.cli.matrix import parse_flags, table_of
 from crashlend.errors import CrashlendError, UsageError
 from crashlend.lab.matrix import cell as cell_module
 from crashlend.lab.matrix.cell import ABSENT, FAILED, PASSED, VOID, Here, run_cell, verdict
 from crashlend.lab.matrix.cluster import cluster
-from crashlend.lab.matrix.report import counts, kernels_table, markdown, matrix_data, quoted
+from crashlend.lab.matrix.report import (
+    counts,
+    kernels_table,
+    made_by_others,
+    markdown,
+    matrix_data,
+    quoted,
+)
 from crashlend.lab.matrix.run import Matrix, latest, missing
 from crashlend.lab.matrix.store import COLUMNS, DATABASE, RESULTS, write_database
 from crashlend.lab.matrix.table import Cell, read_table
-from crashlend.lab.records import Records, json_text
+from crashlend.lab.records import LAB_COMMANDS, Records, json_text, product_commit, source_hash
 from crashlend.lab.spec import REFUSED, Spec
 from crashlend.sizes import GIB, MIB
 
@@ -240,6 +248,88 @@ def test_files_of_what_fails_stay_on_this_machine(tmp_path: Path) -> None:
     assert list((tmp_path / "out/running").iterdir()) == []
 
 
+# ---- what a result is of
+
+
+def git(directory: Path, *words: str) -> None:
+    who = ["-c", "user.name=a", "-c", "user.email=a@b", "-c", "commit.gpgsign=false"]
+    subprocess.run(["git", *who, *words], cwd=directory, check=True, capture_output=True)
+
+
+def test_a_result_is_of_the_sources_that_run_on_hosts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Commands that the guest runs count; the lab and its own commands do not, and nothing is cached."""
+    monkeypatch.setattr("crashlend.lab.records.files", lambda name: tmp_path)
+    names = ["plan.py", "cli/load_verb.py", "cli/output.py", "lab/trial.py", *LAB_COMMANDS]
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("1")
+    assert product_commit() == ""
+    git(tmp_path, "init", "-q")
+    git(tmp_path, "add", ".")
+    git(tmp_path, "commit", "-qm", "all")
+    told: dict[str, tuple[bool, bool]] = {}
+    for name in names:
+        before = product_commit()
+        (tmp_path / name).write_text("2")
+        dirty = product_commit()
+        git(tmp_path, "commit", "-qam", name)
+        told[name] = (dirty == f"{before}+", product_commit() != before)
+    theirs = (True, True)
+    assert {name for name, seen in told.items() if seen == theirs} == set(names[:3])
+    assert {seen for name, seen in told.items() if name not in names[:3]} == {(False, False)}
+
+
+def test_the_digest_of_the_sources_has_the_commands_that_guests_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is that of now, whatever it was before."""
+    monkeypatch.setattr("crashlend.lab.records.files", lambda name: tmp_path)
+    found = []
+    for name in ("cli/load_verb.py", "lab/trial.py", "cli/matrix.py", "lab/matrix/run.py"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("1")
+        found.append(source_hash(lab_only=False))
+    assert len(set(found[:2])) == 2
+    assert len(set(found[1:])) == 1
+
+
+def test_the_labs_own_commands_are_those_that_no_other_verb_needs() -> None:
+    """A new module of cli/ is on one side or the other."""
+    directory = ROOT / "src/crashlend/cli"
+    everything = {path.stem for path in directory.glob("*.py")}
+    needed, wanted = set(), {"__init__", "main", *(f"{v}_verb" for v in VERBS if v != "lab")}
+    while wanted:
+        needed |= wanted
+        for path in [directory / f"{name}.py" for name in wanted]:
+            for node in ast.walk(ast.parse(path.read_text())):
+                if isinstance(node, ast.ImportFrom) and node.module == "crashlend.cli":
+                    wanted = wanted | {alias.name for alias in node.names}
+                elif isinstance(node, ast.ImportFrom):
+                    wanted = wanted | {(node.module or "").removeprefix("crashlend.cli.")}
+        wanted = (wanted & everything) - needed
+    assert sorted(f"cli/{name}.py" for name in everything - needed) == sorted(LAB_COMMANDS)
+
+
+def test_a_cell_tells_the_sources_from_before_its_trial(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are copied into the guest as it begins; a commit while it runs is not in it."""
+    now = {"commit": "old", "sources": "old sources"}
+    monkeypatch.setattr(cell_module, "product_commit", lambda: now["commit"])
+    monkeypatch.setattr(cell_module, "source_hash", lambda *, lab_only: now["sources"])
+
+    def trial(spec: Spec, **_: Any) -> Any:
+        now.update(commit="new", sources="new sources")
+        return fake_cells.outcome(spec)
+
+    (cell,) = fake_cells.cells("6.1 none bios")
+    found = [run_cell(cell.to_json(), run=trial, get=fake_cells.kernel) for _ in range(2)]
+    assert [(r["commit"], r["sources"]) for r in found] == [
+        ("old", "old sources"),
+        ("new", "new sources"),
+    ]
+
+
 # ---- executors
 
 
@@ -416,6 +506,19 @@ def test_a_line_that_was_cut_off_is_a_cell_to_run(tmp_path: Path) -> None:
     assert [r["verdict"] for r in latest(cells, Records(path).lines)] == [PASSED] * 3
 
 
+def test_lines_that_are_no_results_are_left_out(tmp_path: Path) -> None:
+    """The end of a line that was cut off may be JSON, and a line from elsewhere may have no stamp."""
+    (cell,) = fake_cells.cells(NAMES[0])
+    line = {key: value for key, value in result(NAMES[0], PASSED).items() if key != "stamp"}
+    path = tmp_path / RESULTS
+    path.write_text("\n".join(["7", "[1]", "null", '"a"', json.dumps(line)]) + "\n")
+    lines = Records(path).lines
+    assert lines == [line]
+    assert missing([cell], lines) == []
+    data = matrix_data("table.toml", [cell], latest([cell], lines))
+    assert data["results"] == [{**line, "sources": ""}]
+
+
 # ---- the command
 
 ROWS = ('kernel = ["6.1", "7.3"]\nlender = ["none", "movable"]\nfirmware = ["bios", "uefi"]',)
@@ -460,7 +563,10 @@ def test_the_command_goes_on_and_twice_is_once(
     assert main(command) == 2
     assert "--resume" in capsys.readouterr().err
     assert main([*command, "--resume"]) == 1
-    assert "passed: 7, failed: 1" in capsys.readouterr().out
+    assert (
+        "passed: 7, failed: 1, no such kernel: 0, no verdict: 0, not run: 0\n"
+        in capsys.readouterr().out
+    )
     before, begun = files(tmp_path / "out"), fake_cells.begun(tmp_path)
     assert sorted(begun) == sorted(set(begun))
     assert len(begun) == 8
@@ -481,6 +587,17 @@ def test_the_command_goes_on_and_twice_is_once(
         "7.3 (Debian 7.3.0-1) | BIOS, UEFI **FAIL** | BIOS, UEFI |"
         in (tmp_path / "README.md").read_text()
     )
+
+
+def test_the_last_line_tells_how_many_results_are_of_other_sources(
+    command: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """--resume leaves out what has a verdict, whatever made it: whoever reads that is told."""
+    monkeypatch.setattr(cell_module, "source_hash", lambda *, lab_only: "before the change")
+    assert main([*command, "--only", "6.1 none *"]) == 0
+    data = {"results": [{"sources": "a"}, {"sources": "b"}, {"sources": "b"}]}
+    assert made_by_others(data, "a") == 2
+    assert capsys.readouterr().out.endswith("not run: 6; 2 of other sources than these\n")
 
 
 def test_only_repeats_a_cell_whose_last_verdict_counts(

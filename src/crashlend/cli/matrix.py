@@ -32,7 +32,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--dask", metavar="ADDRESS", help="run them on the Dask cluster of this scheduler instead"
     )
     parser.add_argument(
-        "--resume", action="store_true", help="go on: leave out what has a verdict already"
+        "--resume",
+        action="store_true",
+        help="go on: leave out what has a verdict already, whatever sources it was made with",
     )
     parser.add_argument(
         "--only",
@@ -169,9 +171,9 @@ def _matrix(args: argparse.Namespace, cells: Sequence[Cell]) -> Iterator[Matrix]
 
 
 def _write(args: argparse.Namespace, cells: Sequence[Cell], records: Records) -> None:
-    from crashlend.lab.matrix.report import counts, markdown, matrix_data, quoted
+    from crashlend.lab.matrix.report import counts, made_by_others, markdown, matrix_data, quoted
     from crashlend.lab.matrix.run import latest
-    from crashlend.lab.records import json_text
+    from crashlend.lab.records import json_text, source_hash
 
     data = matrix_data(args.table.as_posix(), cells, latest(cells, records.lines))
     if args.report:
@@ -183,7 +185,9 @@ def _write(args: argparse.Namespace, cells: Sequence[Cell], records: Records) ->
     if args.json:
         print_json(data)
     else:
-        print(", ".join(f"{key}: {number}" for key, number in counts(data).items()))
+        words = ", ".join(f"{key}: {number}" for key, number in counts(data).items())
+        others = made_by_others(data, source_hash(lab_only=False)[:12])
+        print(f"{words}; {others} of other sources than these" if others else words)
 
 
 def _list(cells: Sequence[Cell], results: Path) -> int:

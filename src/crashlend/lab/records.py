@@ -22,6 +22,20 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
+# The lab's own commands: what runs on hosts, and in the lab's guests, is the rest of cli/.
+LAB_COMMANDS = (
+    "cli/agree.py",
+    "cli/bench.py",
+    "cli/conform.py",
+    "cli/demo.py",
+    "cli/judges.py",
+    "cli/lab_verb.py",
+    "cli/matrix.py",
+    "cli/soak.py",
+    "cli/trials.py",
+)
+
+
 class Records:
     """Results so far, one JSON object per line; only those whose stamp is asked for count."""
 
@@ -32,9 +46,11 @@ class Records:
         text = path.read_text() if path.exists() else ""
         for line in text.splitlines():
             try:
-                self.lines.append(json.loads(line))
+                result = json.loads(line)
             except ValueError:
                 continue  # cut off when the run was
+            if isinstance(result, dict):  # the end of one that was cut off may be a number
+                self.lines.append(result)
         if text and not text.endswith("\n"):
             with path.open("a") as file:
                 file.write("\n")  # the next result must not join what was cut off
@@ -52,9 +68,11 @@ class Records:
             os.fsync(file.fileno())
 
 
-@functools.lru_cache(maxsize=2)
 def source_hash(*, lab_only: bool) -> str:
-    """A digest of crashlend's sources: of all, or of those that a trial of kexec-tools runs."""
+    """A digest of crashlend's sources: of all, or of those that a trial of kexec-tools runs.
+
+    As they are now: each trial copies them anew, and long runs outlive changes.
+    """
     digest = hashlib.sha256()
     with as_file(files("crashlend")) as package:
         for path in sorted(_sources(package)):
@@ -65,10 +83,10 @@ def source_hash(*, lab_only: bool) -> str:
 
 
 def _sources(package: Path) -> Iterator[Path]:
-    """Every source but what asks for results and shows them: the bench's, the matrix's, the commands'."""
+    """Every source but what asks for results and shows them: of bench and matrix, and commands."""
     for path in package.rglob("*"):
         name = path.relative_to(package).as_posix()
-        own = name.startswith(("cli/", "snapshots/", "lab/bench/", "lab/matrix/"))
+        own = name.startswith(("snapshots/", "lab/bench/", "lab/matrix/")) or name in LAB_COMMANDS
         if path.is_file() and "__pycache__" not in name and not own:
             yield path
 
@@ -88,14 +106,13 @@ def machine_facts() -> dict[str, Any]:
     }
 
 
-@functools.lru_cache(maxsize=1)
 def product_commit() -> str:
-    """The last commit that changed what runs on hosts; empty where there is no git.
+    """The last commit that changed what runs on hosts, as of now; empty where there is no git.
 
-    All of crashlend but lab/ and cli/: a commit to a test, a document or the lab keeps a result
-    valid. A "+" follows where that part of the tree has changes that are not in a commit.
+    All of crashlend but lab/ and the lab's own commands: a commit to a test, a document or the lab
+    keeps a result valid. A "+" follows where that part of the tree has changes that are not in a commit.
     """
-    own = ["--", ".", ":(exclude)lab", ":(exclude)cli"]
+    own = ["--", ".", *(f":(exclude){name}" for name in ("lab", *LAB_COMMANDS))]
     with as_file(files("crashlend")) as package:
         try:
             last = _git(package, "log", "-1", "--format=%h", "--abbrev=10", *own)
@@ -106,8 +123,10 @@ def product_commit() -> str:
 
 
 def _git(directory: Path, *words: str) -> str:
+    # without locks: this is asked while somebody else may commit
+    command = ["git", "--no-optional-locks", *words]
     done = subprocess.run(
-        ["git", *words], cwd=directory, capture_output=True, text=True, check=True, timeout=60
+        command, cwd=directory, capture_output=True, text=True, check=True, timeout=60
     )
     return done.stdout.strip()
 

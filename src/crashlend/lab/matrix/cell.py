@@ -50,10 +50,12 @@ def run_cell(
     Never raises for what happens to the trial: who asked may be on another machine, where an error
     from here means that this one was lost.
     """
-    began = time.monotonic()
+    began, made = time.monotonic(), {}
     try:
         cell = Cell.from_json(content)
         kernel = get(cell.kernel, say)
+        # before the trial, which copies the sources at its start: they may be others when it ends
+        made = made_with()
         outcome = run(Spec(kernel=kernel, **cell.spec), keep=keep, say=say, given_up=given_up)
         result = verdict(cell, outcome, given_up())
     except NoKernelError as error:
@@ -64,11 +66,11 @@ def run_cell(
         trace = traceback.format_exc(limit=-3)[-WHY_CHARACTERS:]
         why = void(CrashlendError("the lab itself failed", repr(error)))
         result = {"verdict": VOID, **why, "last_words": trace}
-    return {**result, "seconds": round(time.monotonic() - began, 1), **made_with()}
+    return {**result, "seconds": round(time.monotonic() - began, 1), **(made or made_with())}
 
 
 def made_with() -> dict[str, Any]:
-    """Sources, product and machine of results that are made here."""
+    """Sources, product and machine of a trial that begins here and now."""
     try:
         facts = machine_facts()
     except CrashlendError:  # without QEMU: then that is why there is no verdict

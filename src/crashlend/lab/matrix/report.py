@@ -27,9 +27,9 @@ _HEAD = """\
 Written by `crashlend lab matrix {table}` from its results, of which the last of each cell is kept.
 
 A cell is one crash of a stock Debian kernel in emulation. It passes when every check of the trial held:
-lender and system call were those asked for, the crash kernel had the memory that was planned and no
-other, the dump was saved, opens, and has all of production's memory but what was lent. Times are those
-of emulation on a busy machine.
+the lender was the one asked for, the crash kernel had the memory that was planned and no other, the dump
+was saved, opens, and has all of production's memory but what was lent. Times are those of emulation on a
+busy machine.
 
 """
 _FOOT = """\
@@ -48,13 +48,18 @@ def matrix_data(name: str, cells: Sequence[Cell], results: Sequence[Result]) -> 
     there = {result["cell"] for result in results}
     kept = [{k: v for k, v in result.items() if k != "stamp"} for result in results]
     for result, line in zip(kept, results):
-        result["sources"] = line["stamp"]
+        result["sources"] = line.get("stamp", "")
     return {
         "schema": 1,
         "table": name,
         "not_run": [cell.name for cell in cells if cell.id not in there],
         "results": kept,
     }
+
+
+def made_by_others(data: Mapping[str, Any], sources: str) -> int:
+    """How many of the results were made by other sources than these."""
+    return sum(result["sources"] != sources for result in data["results"])
 
 
 def counts(data: Mapping[str, Any]) -> dict[str, int]:
@@ -126,7 +131,8 @@ def _summary(data: Mapping[str, Any]) -> str:
     return (
         f"**{words}** of {sum(found.values())} cells, {seconds / 60:.0f} minutes of guests in all "
         f"({'; '.join([*machines, *accels])}). A result tells the last commit that changed what runs on "
-        f"hosts when it was made; here {_listed(commits)}.\n"
+        f"hosts when it was made (the first results left the commands, cli/, out of that); here "
+        f"{_listed(commits)}.\n"
     )
 
 
