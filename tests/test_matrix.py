@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import ast
+import gc
 import json
 import os
 import signal
@@ -26,7 +27,7 @@ from crashlend.cli.matrix import parse_flags, table_of
 from crashlend.errors import CrashlendError, UsageError
 from crashlend.lab.matrix import cell as cell_module
 from crashlend.lab.matrix.cell import ABSENT, FAILED, PASSED, VOID, Here, run_cell, verdict
-from crashlend.lab.matrix.cluster import cluster
+from crashlend.lab.matrix.cluster import check_address, cluster
 from crashlend.lab.matrix.report import (
     counts,
     kernels_table,
@@ -616,6 +617,85 @@ def test_only_repeats_a_cell_whose_last_verdict_counts(
     assert main([*command, "--only", "6.2 *"]) == 2
 
 
+def test_a_repeated_cell_whose_machine_is_lost_runs_again(
+    tmp_path: Path, command: list[str]
+) -> None:
+    """The last line counts for --resume as it does for the report: no verdict is one to run."""
+    assert main(command) == 0
+    name = "6.1 movable bios"
+    fates(tmp_path, {name: fake_cells.LOSE_EVERY_MACHINE})
+    assert main([*command, "--only", name]) == 1
+    lines = Records(tmp_path / "out" / RESULTS).lines
+    assert [cell.name for cell in missing(table_of(Path(command[2])), lines)] == [name]
+    fates(tmp_path, {})
+    assert main([*command, "--resume"]) == 0
+    lines = Records(tmp_path / "out" / RESULTS).lines
+    assert [r["verdict"] for r in lines if r["name"] == name] == [PASSED, VOID, PASSED]
+    assert len(fake_cells.begun(tmp_path)) == 8 + 2 + 1  # a lost machine is tried twice
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        (["--jobs", "0"], "--jobs 0: it is a number from 1 on"),
+        (["--jobs", "-2"], "--jobs -2: it is a number from 1 on"),
+        (["--dask", "banana"], "--dask 'banana': it is not SCHEME://HOST:PORT"),
+        (["--dask", ""], "--dask '': it is not SCHEME://HOST:PORT"),
+        (["--dask", "host:8786"], "--dask 'host:8786': it is not SCHEME://HOST:PORT"),
+        (["--dask", "tcp://host"], "--dask 'tcp://host': it is not SCHEME://HOST:PORT"),
+        (["--dask", "tcp://host:0"], "--dask 'tcp://host:0': it is not"),
+        (["--dask", "tcp://host:99999"], "--dask 'tcp://host:99999': it is not"),
+    ],
+)
+def test_flags_that_make_no_sense_are_refused(
+    tmp_path: Path,
+    command: list[str],
+    capsys: pytest.CaptureFixture[str],
+    words: list[str],
+    complaint: str,
+) -> None:
+    """Before anything runs, in words; Dask, which leaves a broken client behind, never sees them."""
+    assert main([*command, *words]) == 2
+    gc.collect()
+    said = capsys.readouterr().err
+    assert complaint in said
+    assert "Traceback" not in said
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "address", ["tcp://a.example:8786", "tls://10.0.0.1:1", "tcp://[::1]:65535", "ws://h:80"]
+)
+def test_what_dask_calls_an_address_is_taken(address: str) -> None:
+    """A name, IPv4, or IPv6 in brackets."""
+    check_address(address)
+
+
+@pytest.mark.parametrize(
+    ("text", "code", "complaint"),
+    [
+        (None, 1, "cannot read"),
+        ("# no marker\n", 2, "it has no place for the table"),
+        ("<!-- matrix: kernels -->\nnever ended\n", 2, "it has no place for the table"),
+        ("<!-- matrix: seas -->\n<!-- end -->\n", 2, "it has no place for the table"),
+    ],
+)
+def test_what_cannot_be_renewed_is_refused_before_the_run(
+    tmp_path: Path,
+    command: list[str],
+    capsys: pytest.CaptureFixture[str],
+    text: str | None,
+    code: int,
+    complaint: str,
+) -> None:
+    """Not after hours of crashes, and never left unchanged without a word."""
+    if text is not None:
+        (tmp_path / "page.md").write_text(text)
+    assert main([*command, "--quote", str(tmp_path / "page.md")]) == code
+    assert complaint in capsys.readouterr().err
+    assert fake_cells.begun(tmp_path) == []
+
+
 def test_a_run_that_was_killed_goes_on(
     tmp_path: Path, command: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -699,6 +779,38 @@ def test_a_dask_cluster_that_loses_a_worker_and_a_machine(
     assert said[0] == "2 workers, 2 trials at a time"
     pids = {line.split(";")[1] for line in (tmp_path / "begun").read_text().splitlines()}
     assert str(os.getpid()) not in pids
+
+
+@pytest.mark.filterwarnings("default")
+def test_the_trial_itself_goes_through_dask(tmp_path: Path, workers: Any) -> None:
+    """run_cell, which --dask sends, on a worker: with a kernel that is refused before any download."""
+    said: list[str] = []
+    cell = Cell("six none bios", "six", {"lender": "none", "firmware": "bios"})
+    with cluster(workers.scheduler_address, said.append) as start:
+        (found,) = Matrix(start, say=said.append).run([cell], Records(tmp_path / RESULTS))
+    assert (found["verdict"], found["workers_lost"]) == (VOID, 0)
+    assert found["why"] == "no kernel 'six': not a name"
+    (line,) = Records(tmp_path / RESULTS).lines
+    assert line == {"stamp": source_hash(lab_only=False)[:12], **found}
+    assert found["commit"] == product_commit()
+    assert said[0] == "2 workers, 2 trials at a time"
+
+
+@pytest.mark.filterwarnings("default")
+def test_a_cluster_without_workers_is_an_error_in_words() -> None:
+    """Trials would wait there for ever."""
+    from distributed import LocalCluster
+
+    with (
+        LocalCluster(
+            n_workers=0, dashboard_address="127.0.0.1:0", host="127.0.0.1", silence_logs=50
+        ) as made,
+        pytest.raises(CrashlendError) as error,
+        cluster(made.scheduler_address),
+    ):
+        pass
+    assert "it has no workers" in str(error.value)
+    assert f"dask worker {made.scheduler_address}" in error.value.hint
 
 
 def test_a_table_that_is_not_there_is_an_error(capsys: pytest.CaptureFixture[str]) -> None:

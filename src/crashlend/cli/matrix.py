@@ -67,6 +67,7 @@ def run(args: argparse.Namespace) -> int:
     from crashlend.lab.packages import locked
     from crashlend.lab.records import Records
 
+    _check(args)
     cells = table_of(args.table)
     chosen = _chosen(cells, args.only)
     if args.dry_run:
@@ -95,17 +96,34 @@ def run(args: argparse.Namespace) -> int:
     return EXIT_DONE if len(good) == len(chosen) and all(good) else EXIT_FAILED
 
 
+def _check(args: argparse.Namespace) -> None:
+    """What would be an error after hours is one now."""
+    from crashlend.lab.matrix.cluster import check_address
+    from crashlend.lab.matrix.report import has_quote
+
+    if args.jobs < 1:
+        raise UsageError(f"--jobs {args.jobs}", "it is a number from 1 on")
+    if args.dask is not None:
+        check_address(args.dask)
+    if args.quote and not has_quote(_read(args.quote)):
+        hint = "write <!-- matrix: kernels --> and <!-- end --> around the place, each on its line"
+        raise UsageError(f"--quote {args.quote}", "it has no place for the table", hint=hint)
+
+
 def table_of(path: Path) -> list[Cell]:
     """The cells of the file; its keys are the flags of ``lab trial``."""
     from crashlend.lab.matrix.table import read_table
 
+    return read_table(_read(path), parse_flags)
+
+
+def _read(path: Path) -> str:
     try:
-        text = path.read_text()
+        return path.read_text()
     except (OSError, UnicodeDecodeError) as error:
         raise CrashlendError(
             f"cannot read {path}", getattr(error, "strerror", "") or str(error)
         ) from None
-    return read_table(text, parse_flags)
 
 
 class _Flags(argparse.ArgumentParser):
@@ -154,7 +172,7 @@ def _matrix(args: argparse.Namespace, cells: Sequence[Cell]) -> Iterator[Matrix]
     from crashlend.lab.matrix.run import Matrix
     from crashlend.lab.qemu import find_qemu
 
-    if args.dask:
+    if args.dask is not None:
         with cluster(args.dask, progress) as start:
             yield Matrix(start, say=progress)
         return
@@ -163,9 +181,7 @@ def _matrix(args: argparse.Namespace, cells: Sequence[Cell]) -> Iterator[Matrix]
         find_ovmf()
     here = Here(args.output, progress)
     try:
-        yield Matrix(
-            lambda: ThreadPoolExecutor(max(1, args.jobs)), here, say=progress, end=here.stop.set
-        )
+        yield Matrix(lambda: ThreadPoolExecutor(args.jobs), here, say=progress, end=here.stop.set)
     finally:
         Leftovers(args.output).clear()
 
@@ -181,7 +197,7 @@ def _write(args: argparse.Namespace, cells: Sequence[Cell], records: Records) ->
     if args.data:
         write_file(args.data, json_text(data).encode())
     if args.quote:
-        write_file(args.quote, quoted(args.quote.read_text(), data).encode())
+        write_file(args.quote, quoted(_read(args.quote), data).encode())
     if args.json:
         print_json(data)
     else:

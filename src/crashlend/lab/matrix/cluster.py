@@ -8,10 +8,11 @@ what he likes: only on a network of trusted machines, or with TLS.
 
 from __future__ import annotations
 
+import re
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Callable
 
-from crashlend.errors import CrashlendError
+from crashlend.errors import CrashlendError, UsageError
 from crashlend.lab.packages import silent
 
 if TYPE_CHECKING:
@@ -21,6 +22,17 @@ if TYPE_CHECKING:
     from crashlend.lab.packages import Say
 
 CONNECT_SECONDS = 30.0
+_ADDRESS = re.compile(
+    r"(tcp|tls|wss?)://(?P<host>[^\s/:\[\]]+|\[[\da-fA-F:.]+\]):(?P<port>\d{1,5})"
+)
+
+
+def check_address(address: str) -> None:
+    """UsageError unless this is SCHEME://HOST:PORT: Dask's client does not survive others tidily."""
+    match = _ADDRESS.fullmatch(address)
+    if match is None or not 0 < int(match["port"]) < 1 << 16:
+        hint = "it is what dask scheduler prints, such as tcp://HOST:8786"
+        raise UsageError(f"--dask {address!r}", "it is not SCHEME://HOST:PORT", hint=hint)
 
 
 @contextmanager
@@ -29,9 +41,11 @@ def cluster(
 ) -> Iterator[Callable[[], Executor]]:
     """What makes an executor of the cluster whose scheduler is at ``address`` (tcp://HOST:PORT).
 
-    CrashlendError when Dask is not installed or the scheduler does not answer. A worker that is lost is
+    UsageError where that is no address, CrashlendError when Dask is not installed, the scheduler does
+    not answer, or it has no workers: trials would wait for one for ever. A worker that is lost is
     Dask's to notice: it runs the trial elsewhere a few times, then the trial's future fails.
     """
+    check_address(address)
     try:
         from distributed import Client
     except ImportError:
@@ -45,6 +59,9 @@ def cluster(
         raise CrashlendError(f"cannot reach the cluster at {address}", why, hint=hint) from None
     with client:
         threads = client.nthreads().values()
+        if not threads:
+            hint = f"on each machine: dask worker {address}"
+            raise CrashlendError(f"the cluster at {address}", "it has no workers", hint=hint)
         say(f"{len(threads)} workers, {sum(threads)} trials at a time")
         # each submission is another trial, whatever its arguments
         yield lambda: client.get_executor(pure=False)

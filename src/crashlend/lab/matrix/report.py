@@ -90,6 +90,14 @@ def quoted(document: str, data: Mapping[str, Any]) -> str:
     return renewed(document, "matrix", {"kernels": kernels_table(data["results"])})
 
 
+def has_quote(document: str) -> bool:
+    """Whether ``quoted`` has something to renew in this document, and can."""
+    try:
+        return renewed(document, "matrix", {"kernels": "\0"}) != document
+    except KeyError:  # it asks for another table, which there is not
+        return False
+
+
 def kernels_table(results: Iterable[Result]) -> str:
     """Kernels by lenders; each place says which firmware passed, and what did not."""
     results = list(results)

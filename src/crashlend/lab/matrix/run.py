@@ -159,12 +159,17 @@ class Matrix:
 
 
 def missing(cells: Iterable[Cell], lines: Iterable[dict[str, Any]]) -> list[Cell]:
-    """The cells without a verdict so far; that nothing can be said is none."""
-    known = {line.get("cell") for line in lines if line.get("verdict") not in (None, VOID)}
-    return [cell for cell in cells if cell.id not in known]
+    """The cells whose last result is no verdict, or that have none: nothing can be said of them."""
+    last = _last(lines)
+    return [cell for cell in cells if last.get(cell.id, {}).get("verdict", VOID) == VOID]
 
 
 def latest(cells: Iterable[Cell], lines: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     """Of each cell its last result, in the cells' order, without those that have none."""
-    last = {line["cell"]: line for line in lines if line.get("cell") and line.get("verdict")}
+    last = _last(lines)
     return [{**last[cell.id], "name": cell.name} for cell in cells if cell.id in last]
+
+
+def _last(lines: Iterable[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Of each cell, by its id, the line that counts."""
+    return {line["cell"]: line for line in lines if line.get("cell") and line.get("verdict")}
