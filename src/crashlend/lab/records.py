@@ -32,6 +32,7 @@ LAB_COMMANDS = (
     "cli/lab_verb.py",
     "cli/matrix.py",
     "cli/soak.py",
+    "cli/trial_flags.py",
     "cli/trials.py",
 )
 
