@@ -50,9 +50,9 @@ FILE = (
         "7.3",
         {
             "memory_bytes": 4 * GIB,
-            "cmdline": "crashkernel=512M,cma crashkernel=128M",
+            "cmdline": "crashkernel=256M,cma crashkernel=128M",
             "lender": "cma,movable",
-            "lend_bytes": GIB,
+            "lend_bytes": 512 * MIB,
             "syscall": "file",
         },
         lender="cma,movable",
