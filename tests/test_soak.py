@@ -187,6 +187,8 @@ def test_what_has_a_verdict_is_not_run_again(tmp_path: Path) -> None:
     verdicts = [r["verdict"] for r in latest(CASES, Records(tmp_path / lab.RESULTS))]
     assert fake.runs == [0, 1]
     assert verdicts == [PASSED] * 3
+    run(tmp_path, Lab({2: die}), CASES[2:3])  # a repeated one that is lost has none any more
+    assert [case.index for case in missing(CASES[:3], Records(tmp_path / lab.RESULTS))] == [2]
 
 
 def test_a_guest_that_is_drawn_otherwise_now_has_no_result(tmp_path: Path) -> None:

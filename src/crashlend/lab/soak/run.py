@@ -143,8 +143,9 @@ def again(result: Mapping[str, Any]) -> str:
 
 
 def missing(cases: Iterable[SoakCase], records: Records) -> list[SoakCase]:
-    """The cases without a verdict so far. One that is drawn in another way now has none."""
-    known = [line for line in records.lines if line.get("verdict") not in (None, VOID)]
+    """The cases whose last result is no verdict, or that have none. One drawn otherwise has none."""
+    cases = list(cases)
+    known = [line for line in latest(cases, records) if line["verdict"] != VOID]
     return [case for case in cases if not any(is_of(line, case) for line in known)]
 
 
