@@ -64,6 +64,6 @@ def markdown(data: Mapping[str, Any]) -> str:
 def _repeated(repeats: Sequence[Mapping[str, str]] | None) -> str:
     """What follows on the guests that died once; nothing where a result of before did not count them."""
     if not repeats:
-        return "" if repeats is None else f" {ALL_ALIVE}"
+        return "" if repeats is None else f"\n{ALL_ALIVE}"
     each = "; ".join(f"`{one['words']}` ({one['why']})" for one in repeats)
     return f"\n\n{REPEATED.format(len(repeats), each)}"
