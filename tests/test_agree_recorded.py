@@ -44,13 +44,14 @@ def test_recorded_are_the_cases_of_the_table(kept: Kept) -> None:
 
 
 def test_recorded_is_enough(kept: Kept) -> None:
-    """60 cases and more, on each kernel, with one to four ,cma ranges, to 12 GiB, and with nodes."""
+    """60 cases and more, on each kernel, with one to four ,cma ranges, 1 to 12 GiB, UEFI and nodes."""
     assert len(kept.results) >= 60
     assert {told.kernel for told in kept.results} == set(KERNELS)
     ranges = Counter(len(told.seen.cma) for told in kept.results)
     assert all(ranges[n] for n in (1, 2, 3, 4))
     hosts = {told.host for told in kept.results}
-    assert {"2G", "12G"} <= hosts
+    assert {"1G", "12G"} <= hosts
+    assert any(HOSTS[name].guest.firmware == "uefi" for name in hosts)
     assert any(HOSTS[name].guest.nodes > 1 for name in hosts)
 
 

@@ -64,7 +64,6 @@ _HOSTS = (
     GuestHost("numa2-2G", 2 * GIB, Guest(nodes=2, cpus=2, unpacked=True)),
     GuestHost("numa2-8G", 8 * GIB, Guest(nodes=2, cpus=2, unpacked=True)),
     GuestHost("numa4-6G", 6 * GIB, Guest(nodes=4, cpus=4, unpacked=True)),
-    GuestHost("smp-2G", 2 * GIB, Guest(cpus=8, unpacked=True)),
     GuestHost("one-hole", 2 * GIB, words="memmap=1M$0x40000000"),
     GuestHost("uneven", 2 * GIB, words="memmap=1M$0x57800000"),
     GuestHost(
@@ -118,7 +117,6 @@ _TABLE = (
     _Row("too-large", ENDS, "2G", "crashkernel=3G", "more than there is: nothing, no word of it"),
     _Row("nearly-all", ENDS, "2G", "crashkernel=2000M", "less than RAM, but not in one piece"),
     _Row("mem", NEWEST, "mem-1500M", "crashkernel=256M", "RAM cut by mem="),
-    _Row("smp", NEWEST, "smp-2G", "crashkernel=256M", "eight CPUs"),
     _Row("uefi", ENDS, "uefi-2G", "crashkernel=256M", "under UEFI"),
     _Row("uefi-high", NEWEST, "uefi-6G", "crashkernel=512M,high", "under UEFI, above 4 GiB"),
     _Row("numa", NEWEST, "numa2-2G", "crashkernel=256M", "two nodes"),
