@@ -152,15 +152,8 @@ def _candidates(start: int, data: bytes) -> Iterator[Placed]:
 
 
 def _placed(phys: int, page: bytes) -> Placed:
-    cmdline, ramdisk, size = (
-        bootparams.FIELDS.read(page, high) << 32 | HEADER.read(page, low)
-        for low, high in (
-            ("cmd_line_ptr", "ext_cmd_line_ptr"),
-            ("ramdisk_image", "ext_ramdisk_image"),
-            ("ramdisk_size", "ext_ramdisk_size"),
-        )
-    )
-    return Placed(phys, page, cmdline, ramdisk, size)
+    names = ("cmd_line_ptr", "ramdisk_image", "ramdisk_size")
+    return Placed(phys, page, *(bootparams.read_wide(page, name) for name in names))
 
 
 def _verified(
