@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from crashlend.lab.agree.cases import CASES, HOSTS
 from crashlend.lab.agree.data import SCHEMA
+from crashlend.lab.markdown import number_first, table
 from crashlend.sizes import MIB, mib
 
 if TYPE_CHECKING:
@@ -127,7 +128,7 @@ def _kernels(kept: Kept, verdicts: Sequence[Verdict]) -> str:
         found = counts(own)
         rows.append((kernel, host.release, cma, found["cases"], found["agree"], found["ranges"]))
     head = ("Kernel", "Release", "CONFIG_CMA", "Cases", "As predicted", "Ranges")
-    return _table(head, rows)
+    return table(head, rows)
 
 
 def _odd(verdicts: Iterable[Verdict]) -> str:
@@ -139,7 +140,7 @@ def _odd(verdicts: Iterable[Verdict]) -> str:
         )
         reason = "**fails**" if v.fails else v.reason
         rows.append((v.result.name, what or "nothing, though it is listed", reason))
-    return _table(("Case", "What", "Reason"), rows)
+    return table(("Case", "What", "Reason"), rows)
 
 
 def _hosts(kept: Kept) -> str:
@@ -154,7 +155,7 @@ def _hosts(kept: Kept) -> str:
         shape += [f"{guest.nodes} nodes"] if guest.nodes > 1 else []
         words = f"`{host.words}`" if host.words else ""
         rows.append((host.name, mib(host.memory_bytes), ", ".join(shape), words))
-    return _table(("Host", "Memory", "Shape", "Words on every line"), rows)
+    return table(("Host", "Memory", "Shape", "Words on every line"), rows)
 
 
 def _cases(kernel: str, verdicts: Sequence[Verdict]) -> str:
@@ -176,7 +177,7 @@ def _cases(kernel: str, verdicts: Sequence[Verdict]) -> str:
             )
         )
     head = ("Host", "Words", "What for", "Crash kernel", ",cma", "Messages", "As predicted")
-    return f"\n### {kernel}\n\n" + _table(head, rows)
+    return f"\n### {kernel}\n\n" + table(head, rows)
 
 
 def _places(ranges: Iterable[tuple[int, int]]) -> str:
@@ -189,15 +190,10 @@ def _size(size: int) -> str:
 
 def _kernel_names(verdicts: Iterable[Verdict]) -> list[str]:
     names = {v.result.kernel for v in verdicts}
-    return sorted(names, key=lambda name: [int(n) for n in name.split("-")[0].split(".")])
+    return sorted(names, key=number_first)
 
 
 def _line(text: str) -> str:
     """One line for a cell: what a table or a reader would take amiss is written out."""
     joined = " / ".join(text.splitlines()) or "none"
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in joined).replace("|", "\\|")
-
-
-def _table(head: Sequence[object], rows: Iterable[Sequence[object]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "".join("| " + " | ".join(str(cell) for cell in line) + " |\n" for line in lines)
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in joined)
