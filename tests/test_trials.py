@@ -16,7 +16,8 @@ from crashlend.lab.suites.table import SUITE
 RESULTS = Path(os.environ.get("CRASHLEND_RESULTS", "build/trials"))
 ALL = os.environ.get("CRASHLEND_TRIALS") == "all"
 CHOSEN = [t.name for t in SUITE if t.quick or ALL]
-JUDGED = CASES if ALL else ()
+# one guest, in which nothing crashes, so that a plan which the kernel would not make fails here, too
+JUDGED = [case for case in CASES if ALL or case.name == "cma-7.3"]
 
 
 @pytest.mark.trial
