@@ -44,7 +44,10 @@ def test_recorded_are_the_cases_of_the_table(kept: Kept) -> None:
 
 
 def test_recorded_is_enough(kept: Kept) -> None:
-    """60 cases and more, on each kernel, with one to four ,cma ranges, 1 to 12 GiB, UEFI and nodes."""
+    """60 cases and more, on each kernel, with one to four ,cma ranges, 1 to 12 GiB, UEFI and nodes.
+
+    Also with a part above 4 GiB, addresses of all kinds, over-asking, either order, bad syntax.
+    """
     assert len(kept.results) >= 60
     assert {told.kernel for told in kept.results} == set(KERNELS)
     ranges = Counter(len(told.seen.cma) for told in kept.results)
@@ -53,6 +56,9 @@ def test_recorded_is_enough(kept: Kept) -> None:
     assert {"1G", "12G"} <= hosts
     assert any(HOSTS[name].guest.firmware == "uefi" for name in hosts)
     assert any(HOSTS[name].guest.nodes > 1 for name in hosts)
+    names = " ".join(told.name for told in kept.results)
+    families = "high-6G at-free at-kernel at-odd at-hole cma-over cma-first cma-last cma-range bad-"
+    assert [family for family in families.split() if family not in names] == []
 
 
 def test_the_page_is_of_what_was_recorded(kept: Kept, verdicts: tuple[Verdict, ...]) -> None:
