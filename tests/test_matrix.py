@@ -24,7 +24,7 @@ import pytest
 import fake_cells
 from crashlend.cli.main import VERBS, main
 from crashlend.cli.matrix import parse_flags, table_of
-from crashlend.errors import CrashlendError, UsageError
+from crashlend.errors import EXIT_USAGE, CrashlendError, UsageError
 from crashlend.lab.matrix import cell as cell_module
 from crashlend.lab.matrix.cell import ABSENT, FAILED, PASSED, VOID, Here, run_cell, verdict
 from crashlend.lab.matrix.cluster import check_address, cluster
@@ -634,11 +634,21 @@ def test_a_repeated_cell_whose_machine_is_lost_runs_again(
     assert len(fake_cells.begun(tmp_path)) == 8 + 2 + 1  # a lost machine is tried twice
 
 
+@pytest.mark.parametrize("run", ["matrix FILE", "agree", "soak"])
+@pytest.mark.parametrize("jobs", ["0", "-2", "two"])
+def test_no_run_takes_less_than_one_job(
+    capsys: pytest.CaptureFixture[str], run: str, jobs: str
+) -> None:
+    """0 is not one, and nothing is looked for before that is said."""
+    with pytest.raises(SystemExit) as caught:
+        main(["lab", *run.split(), "--jobs", jobs])
+    assert caught.value.code == EXIT_USAGE
+    assert f"{jobs!r} is not a number from 1 on" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("words", "complaint"),
     [
-        (["--jobs", "0"], "--jobs 0: it is a number from 1 on"),
-        (["--jobs", "-2"], "--jobs -2: it is a number from 1 on"),
         (["--dask", "banana"], "--dask 'banana': it is not SCHEME://HOST:PORT"),
         (["--dask", ""], "--dask '': it is not SCHEME://HOST:PORT"),
         (["--dask", "host:8786"], "--dask 'host:8786': it is not SCHEME://HOST:PORT"),
@@ -655,7 +665,7 @@ def test_flags_that_make_no_sense_are_refused(
     complaint: str,
 ) -> None:
     """Before anything runs, in words; Dask, which leaves a broken client behind, never sees them."""
-    assert main([*command, *words]) == 2
+    assert main([*command, *words]) == EXIT_USAGE
     gc.collect()
     said = capsys.readouterr().err
     assert complaint in said

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from crashlend.cli.output import print_json, progress, write_file
+from crashlend.cli.run_flags import add_run_flags
 from crashlend.errors import EXIT_DONE, EXIT_FAILED, UsageError
 
 if TYPE_CHECKING:
@@ -27,7 +28,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--only", action="append", default=[], metavar="CASE", help="cases with this in their name"
     )
-    parser.add_argument("--jobs", type=int, default=2, metavar="J", help="guests at a time")
     parser.add_argument(
         "--resume", action="store_true", help="boot only what was not observed before"
     )
@@ -35,17 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--no-boot", action="store_true", help="compare and report only what was observed before"
     )
     parser.add_argument("--list", action="store_true", help="list the cases, boot none")
-    parser.add_argument(
-        "-o",
-        "--output",
-        type=Path,
-        default=DIRECTORY,
-        metavar="DIR",
-        help="what each guest told, a file per boot (default: %(default)s)",
-    )
-    parser.add_argument("--data", type=Path, metavar="FILE", help="write what was compared there")
-    parser.add_argument("--report", type=Path, metavar="FILE", help="write Markdown there")
-    parser.add_argument("--json", action="store_true", help="print JSON (schema 1)")
+    add_run_flags(parser, DIRECTORY, keeps="what each guest told, a file per boot")
 
 
 def run(args: argparse.Namespace) -> int:

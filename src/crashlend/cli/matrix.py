@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from crashlend.cli.output import print_json, print_rows, progress, write_file
+from crashlend.cli.run_flags import add_run_flags
 from crashlend.errors import EXIT_DONE, EXIT_FAILED, CrashlendError, UsageError
 
 if TYPE_CHECKING:
@@ -27,7 +28,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "table", type=Path, metavar="FILE", help="TOML: [defaults], and [[trial]] with lists"
     )
-    parser.add_argument("--jobs", type=int, default=2, metavar="N", help="trials at a time, here")
     parser.add_argument(
         "--dask", metavar="ADDRESS", help="run them on the Dask cluster of this scheduler instead"
     )
@@ -43,20 +43,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="cells whose name or id matches, such as '6.1 *', done before or not; repeatable",
     )
     parser.add_argument("--dry-run", action="store_true", help="list the cells, crash none")
-    parser.add_argument(
-        "-o",
-        "--output",
-        type=Path,
-        default=DIRECTORY,
-        metavar="DIR",
-        help="results.jsonl, results.sqlite, and failed/ID with all files (default: %(default)s)",
+    add_run_flags(
+        parser, DIRECTORY, keeps="results.jsonl, results.sqlite, and failed/ID with all files"
     )
-    parser.add_argument("--report", type=Path, metavar="FILE", help="write Markdown there")
-    parser.add_argument("--data", type=Path, metavar="FILE", help="write the results there")
     parser.add_argument(
         "--quote", type=Path, metavar="FILE", help="renew what this Markdown file quotes of them"
     )
-    parser.add_argument("--json", action="store_true", help="print JSON (schema 1)")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -101,8 +93,6 @@ def _check(args: argparse.Namespace) -> None:
     from crashlend.lab.matrix.cluster import check_address
     from crashlend.lab.matrix.report import has_quote
 
-    if args.jobs < 1:
-        raise UsageError(f"--jobs {args.jobs}", "it is a number from 1 on")
     if args.dask is not None:
         check_address(args.dask)
     if args.quote and not has_quote(_read(args.quote)):

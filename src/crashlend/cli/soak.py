@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from crashlend.cli.output import print_json, progress, write_file
+from crashlend.cli.run_flags import add_run_flags
 from crashlend.errors import EXIT_DONE, EXIT_FAILED, UsageError
 
 if TYPE_CHECKING:
@@ -26,7 +27,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--seed", type=_seed, default="1", metavar="S", help="a word (default: %(default)s)"
     )
-    parser.add_argument("--jobs", type=int, default=2, metavar="J", help="trials at a time")
     parser.add_argument(
         "--only", type=_only, metavar="SEED/INDEX", help="this one trial, done before or not"
     )
@@ -34,23 +34,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--resume", action="store_true", help="go on: leave out what has a verdict already"
     )
     parser.add_argument("--dry-run", action="store_true", help="list the guests, crash none")
-    parser.add_argument(
-        "-o",
-        "--output",
-        type=Path,
-        default=DIRECTORY,
-        metavar="DIR",
-        help="results.jsonl, and failed/INDEX with all files (default: %(default)s)",
-    )
-    parser.add_argument("--report", type=Path, metavar="FILE", help="write Markdown there")
-    parser.add_argument("--data", type=Path, metavar="FILE", help="write the results there")
+    add_run_flags(parser, DIRECTORY, keeps="results.jsonl, and failed/INDEX with all files")
     parser.add_argument(
         "--explained",
         type=Path,
         metavar="FILE",
         help='JSON, {"SEED/INDEX": "why its dump was lost"}, for the report',
     )
-    parser.add_argument("--json", action="store_true", help="print JSON (schema 1)")
 
 
 def _seed(text: str) -> str:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from crashlend.cli.main import size_argument
 from crashlend.cli.output import progress
+from crashlend.cli.run_flags import count
 from crashlend.config import table
 from crashlend.errors import UsageError
 
@@ -25,9 +26,9 @@ def add_trial_flags(parser: argparse.ArgumentParser) -> None:
         "--modules", type=Path, metavar="DIR", help="lib/modules/RELEASE of a vmlinuz given by path"
     )
     parser.add_argument("--memory", type=size_argument, default=4 << 30, metavar="SIZE")
-    parser.add_argument("--cpus", type=_count, default=1, metavar="N")
+    parser.add_argument("--cpus", type=count, default=1, metavar="N")
     parser.add_argument(
-        "--nodes", type=_count, default=1, metavar="N", help="NUMA nodes; memory and CPUs are split"
+        "--nodes", type=count, default=1, metavar="N", help="NUMA nodes; memory and CPUs are split"
     )
     parser.add_argument(
         "--firmware",
@@ -117,12 +118,6 @@ def _reserve(text: str) -> str:
     if text not in ("keep", "auto", "exact"):
         size_argument(text)
     return text
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1 on")
-    return int(text)
 
 
 def _quiesce(text: str) -> str:

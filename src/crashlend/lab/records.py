@@ -31,6 +31,7 @@ LAB_COMMANDS = (
     "cli/judges.py",
     "cli/lab_verb.py",
     "cli/matrix.py",
+    "cli/run_flags.py",
     "cli/soak.py",
     "cli/trial_flags.py",
     "cli/trials.py",

@@ -139,7 +139,7 @@ def _summary(data: Mapping[str, Any]) -> str:
     return (
         f"**{words}** of {sum(found.values())} cells, {seconds / 60:.0f} minutes of guests in all "
         f"({'; '.join([*machines, *accels])}). A result tells the last commit that changed what runs on "
-        f"hosts when it was made (the first results left the commands, cli/, out of that); here "
+        f"hosts when it was made; here "
         f"{_listed(commits)}.\n"
     )
 
