@@ -73,7 +73,9 @@ check: .venv/.dev ## linters and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	@if command -v shellcheck >/dev/null; then \
-	  shellcheck -S warning -s dash tools/*.sh .ci/run src/crashlend/capture/init.sh src/crashlend/lab/guestfiles/observe; fi
+	  shellcheck -S warning -s dash tools/*.sh .ci/run src/crashlend/lab/guestfiles/observe && \
+	  $(BIN)/python -c 'import sys; from crashlend.capture.script import KINDS, script; sys.stdout.buffer.write(script(KINDS))' | \
+	    shellcheck -S warning -s dash -; fi
 
 bare: ## check and test in a minimal Debian 12 (debootstrap; needs root)
 	sh tools/bare.sh

@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from crashlend.capture.target import find_target, memory_wants
+from crashlend.capture.targets.find import find_targets
+from crashlend.capture.targets.target import Target
+from crashlend.capture.targets.way import memory_wants
 from crashlend.errors import CrashlendError
 
 UUID = "11111111-2222-3333-4444-555555555555"
@@ -84,14 +86,28 @@ def host(tmp_path: Path) -> Host:
     return host
 
 
+def only_target(root: Path, text: str, path: str) -> Target:
+    (target,) = find_targets(root, text, path)
+    return target
+
+
+def variable(target: Target, name: str) -> str:
+    return target.variables[f"TARGET_{name}"]
+
+
 def wants(host: Host, target: str = "", path: str = "/var/crash") -> list[str]:
-    return [want.name for want in find_target(host.root, target, path).wants]
+    return [want.name for want in only_target(host.root, target, path).wants]
 
 
 def test_the_file_system_that_holds_the_path(host: Host) -> None:
-    target = find_target(host.root, "", "/var/crash")
-    assert (target.spec, target.fstype, target.path) == (f"UUID={UUID}", "ext4", "/var/crash")
-    assert target.device == "/dev/vda1"
+    target = only_target(host.root, "", "/var/crash")
+    assert (target.kind, target.spec) == ("fs", f"UUID={UUID}")
+    assert target.variables == {
+        "TARGET_DEVICE": f"UUID={UUID}",
+        "TARGET_FSTYPE": "ext4",
+        "TARGET_OPTIONS": "",
+        "TARGET_PATH": "/var/crash",
+    }
     assert [want.name for want in target.wants] == ["virtio_pci", "virtio_blk", "fs-ext4"]
     assert target.wants[0].why == "driver virtio-pci of dump target /dev/vda1"
 
@@ -104,37 +120,37 @@ def test_the_path_is_inside_the_file_system(host: Host) -> None:
         "24 22 0:30 / /srv/dumps rw - tmpfs tmpfs rw",
         "25 22 254:1 /data\\040store /srv/dumps rw - ext4 /dev/root rw",
     )
-    assert find_target(host.root, "", "/var/crash").path == "/data store/here"
+    assert variable(only_target(host.root, "", "/var/crash"), "PATH") == "/data store/here"
 
 
-@pytest.mark.parametrize("target", ["/dev/vda1", f"UUID={UUID}", "LABEL=my disk", "/dev/by/x"])
+@pytest.mark.parametrize("target", ["/dev/vda1", f"UUID={UUID}", "LABEL='my disk'", "/dev/by/x"])
 def test_targets_by_name(host: Host, target: str) -> None:
     host.link(f"dev/disk/by-uuid/{UUID}", "dev/vda1")
     host.link("dev/disk/by-label/my\\x20disk", "dev/vda1")
     host.link("dev/by/x", "dev/vda1")
     host.mounts("22 1 0:30 / / rw - tmpfs tmpfs rw")
-    found = find_target(host.root, target, "/crash")
-    assert (found.spec, found.fstype, found.path) == (f"UUID={UUID}", "ext4", "/crash")
+    found = only_target(host.root, target, "/crash")
+    assert (found.spec, variable(found, "PATH")) == (f"UUID={UUID}", "/crash")
 
 
 def test_without_superblock_udev_links_and_mounts_speak(host: Host) -> None:
     """As in a snapshot, which has no device contents."""
     host.write("dev/vda1", b"")
-    assert find_target(host.root, "", "/x").spec == "/dev/vda1"
+    assert only_target(host.root, "", "/x").spec == "/dev/vda1"
     host.link("dev/disk/by-label/crash", "dev/vda1")
-    assert find_target(host.root, "", "/x").spec == "LABEL=crash"
+    assert only_target(host.root, "", "/x").spec == "LABEL=crash"
     host.link(f"dev/disk/by-uuid/{UUID}", "dev/vda1")
-    assert find_target(host.root, "", "/x").spec == f"UUID={UUID}"
+    assert only_target(host.root, "", "/x").spec == f"UUID={UUID}"
 
 
 def test_a_driver_that_is_built_in_is_wanted_by_its_alias(host: Host) -> None:
     device = "sys/devices/pci0000:00/0000:00:05.0"
     host.driver(device, "nvme", modalias="pci:v00001B36d00000010")
     host.block(f"{device}/nvme/nvme0/nvme0n1", "259:0", ext4_superblock())
-    target = find_target(host.root, "/dev/nvme0n1", "/")
+    target = only_target(host.root, "/dev/nvme0n1", "/")
     assert target.wants[0].name == "pci:v00001B36d00000010"
     assert target.wants[0].optional
-    assert target.path == "/"
+    assert variable(target, "PATH") == ""  # the directories' common part
 
 
 def test_nvme_multipath_leads_to_its_controllers(host: Host) -> None:
@@ -162,25 +178,35 @@ def test_stacked_devices_are_refused(host: Host, name: str) -> None:
     host.block(device, "253:0", ext4_superblock())
     host.link(f"{device}/slaves/vda1", f"{PCI}/virtio1/block/vda/vda1")
     with pytest.raises(CrashlendError, match="made of other devices") as caught:
-        find_target(host.root, f"/dev/{name}", "/")
+        only_target(host.root, f"/dev/{name}", "/")
     assert "set target" in caught.value.hint
 
 
 def test_what_cannot_hold_dumps_is_refused(host: Host) -> None:
     host.block("sys/devices/virtual/block/loop0", "7:0", ext4_superblock())
     with pytest.raises(CrashlendError, match="virtual block device"):
-        find_target(host.root, "/dev/loop0", "/")
+        only_target(host.root, "/dev/loop0", "/")
     with pytest.raises(CrashlendError, match="tmpfs"):
-        find_target(host.root, "", "/tmp/x")
+        only_target(host.root, "", "/tmp/x")
     with pytest.raises(CrashlendError, match="no such disk"):
-        find_target(host.root, "UUID=abc", "/")
+        only_target(host.root, "UUID=abc", "/")
     with pytest.raises(CrashlendError, match="unknown form"):
-        find_target(host.root, "nfs://x", "/")
+        only_target(host.root, "nfs://x", "/")
     host.mounts("22 1 254:1 / / rw - btrfs /dev/vda1 rw")
     with pytest.raises(CrashlendError, match="file system btrfs"):
-        find_target(host.root, "", "/")
+        only_target(host.root, "", "/")
     with pytest.raises(CrashlendError, match="not absolute"):
-        find_target(host.root, "", "x")
+        only_target(host.root, "", "x")
+
+
+def test_several_targets_keep_their_order(host: Host) -> None:
+    """Words by blanks; one with a blank in it is quoted as in a shell."""
+    host.link(f"dev/disk/by-uuid/{UUID}", "dev/vda1")
+    host.link("dev/disk/by-label/my\\x20disk", "dev/vda1")
+    found = find_targets(host.root, f"'LABEL=my disk' /dev/vda1 UUID={UUID}", "/crash")
+    assert [variable(target, "PATH") for target in found] == ["/crash"] * 3
+    with pytest.raises(CrashlendError, match="no closing quotation"):
+        find_targets(host.root, "'LABEL=my disk", "/crash")
 
 
 def test_virtio_mem_is_wanted_where_it_is_there(host: Host) -> None:
@@ -204,5 +230,5 @@ def test_superblocks_as_mkfs_writes_them(host: Host, fstype: str) -> None:
     subprocess.run([mkfs, "-q", *by_uuid, "-L", "crash", str(image)], check=True)
     host.mounts()
     host.write("proc/self/mountinfo", "22 1 0:1 / / rw - tmpfs tmpfs rw\n")
-    target = find_target(host.root, "/dev/vda1", "/")
-    assert (target.fstype, target.spec) == (fstype, f"UUID={UUID}")
+    target = only_target(host.root, "/dev/vda1", "/")
+    assert (variable(target, "FSTYPE"), target.spec) == (fstype, f"UUID={UUID}")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Build the capture initramfs: busybox, makedumpfile, the modules on the way, and init.sh.
+"""Build the capture initramfs: busybox, makedumpfile, the modules on the way, and init.
 
 Everything comes from the host itself. The same input gives the same bytes, so that "is the
 loaded image still what would be built?" is a comparison.
@@ -11,13 +11,14 @@ import gzip
 import lzma
 import re
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Optional
 
 from crashlend.capture.libraries import find_libraries, resolve
 from crashlend.capture.modules import Want, find_module_directory, read_module, read_module_tree
-from crashlend.capture.target import Target, memory_wants
+from crashlend.capture.script import script
+from crashlend.capture.targets.target import Target
+from crashlend.capture.targets.way import memory_wants
 from crashlend.errors import CrashlendError
 from crashlend.formats import newc
 from crashlend.formats.elf import is_elf
@@ -25,7 +26,7 @@ from crashlend.formats.elf import is_elf
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-# What init.sh calls. Debian's busybox and busybox-static have all of these, from bullseye to sid
+# What init calls. Debian's busybox and busybox-static have all of these, from bullseye to sid
 # (looked up in 1.30.1, 1.35.0 and 1.38.0; findfs and blkid, for two, are not in every one).
 APPLETS = (
     "cat cp cttyhack date dd grep halt insmod mkdir mount mv od poweroff reboot rm sed setsid "
@@ -50,13 +51,13 @@ _XZ_DICTIONARY_BYTES_MIN = 64 << 10
 class CaptureSpec:
     """What goes into a capture initramfs. Times are in seconds.
 
-    ``release`` is the crash kernel's, ``host`` the name that dump directories begin with,
+    ``release`` is the crash kernel's, ``targets`` are in order of preference, ``host`` the name that dump directories begin with,
     ``hooks`` a directory with ``pre.d``, ``post.d`` and ``failure.d`` (it may be missing),
     ``modules`` further modules or aliases.
     """
 
     release: str
-    target: Target
+    targets: tuple[Target, ...]
     dump_level: int = 31
     final_action: str = "reboot"
     host: str = "localhost"
@@ -119,11 +120,14 @@ def build_initramfs(root: Path, spec: CaptureSpec) -> Initramfs:
     # what the kernel opens for init before devtmpfs is mounted
     contents.add(newc.character_device("dev/console", 5, 1), "init's standard streams")
     contents.add(newc.character_device("dev/null", 1, 3, 0o666), "nothing")
-    init = files("crashlend.capture").joinpath("init.sh").read_bytes()
+    kinds = [target.kind for target in spec.targets]
+    init = script(kinds, [part for target in spec.targets for part in target.parts])
     contents.add(newc.regular("init", init, 0o755), "captures")
     _add_busybox(contents, root)
     makedumpfile = _find_tool(root, _MAKEDUMPFILE, "makedumpfile")
     contents.add_program(root, makedumpfile, "bin/makedumpfile", "writes the dump")
+    for number, target in enumerate(spec.targets):
+        _add_target(contents, root, target, number)
     _add_modules(contents, root, spec)
     if spec.hooks is not None:
         _add_hooks(contents, root, spec.hooks)
@@ -141,7 +145,7 @@ def load_archive(variables: Mapping[str, str]) -> bytes:
     """A small archive with /etc/crashlend/load.conf, which overrides capture.conf.
 
     To be appended to the initramfs behind zero bytes up to a multiple of 4. Variables that
-    init.sh knows: LENDER, LENT_BYTES, LENT_RANGES (``start-end,…``, half-open), DUMP_LEVEL,
+    init knows: LENDER, LENT_BYTES, LENT_RANGES (``start-end,…``, half-open), DUMP_LEVEL,
     ALLOW_MISSING_USER_DATA (0 or 1), and every one of capture.conf.
     """
     return newc.build([newc.regular("etc/crashlend/load.conf", shell_variables(variables))])
@@ -221,10 +225,23 @@ def _add_busybox(contents: _Contents, root: Path) -> None:
         contents.add(newc.symlink(f"bin/{applet}", "busybox"), "applet of busybox")
 
 
+def _add_target(contents: _Contents, root: Path, target: Target, number: int) -> None:
+    for program in target.programs:
+        source = _find_tool(root, program.candidates, program.package)
+        contents.add_program(root, source, program.path, program.why)
+    for file in target.files:
+        contents.add(newc.regular(file.path, file.data, file.mode), file.why)
+    own = {"TARGET_KIND": target.kind, "TARGET_SPEC": target.spec}
+    conf = shell_variables({**own, **target.variables})
+    path = f"etc/crashlend/targets/{number}.conf"
+    contents.add(newc.regular(path, conf, 0o600), f"dump target {target.spec}")
+
+
 def _add_modules(contents: _Contents, root: Path, spec: CaptureSpec) -> None:
     tree = read_module_tree(find_module_directory(root, spec.release))
     extra = tuple(Want(name, "named in the settings") for name in spec.modules)
-    order = tree.closure((*spec.target.wants, *memory_wants(root), *extra))
+    wants = tuple(want for target in spec.targets for want in target.wants)
+    order = tree.closure((*wants, *memory_wants(root), *extra))
     for module in order:
         data = read_module(module.path)
         contents.add(newc.regular(f"lib/modules/{module.name}.ko", data), module.why)
@@ -253,12 +270,8 @@ def _add_hooks(contents: _Contents, root: Path, hooks: Path) -> None:
 
 
 def _capture_variables(spec: CaptureSpec, library_path: str) -> dict[str, str]:
-    target = spec.target
     return {
-        "TARGET": target.spec,
-        "TARGET_FSTYPE": target.fstype,
-        "TARGET_OPTIONS": target.options,
-        "TARGET_PATH": target.path.rstrip("/"),
+        "TARGETS": " ".join(map(str, range(len(spec.targets)))),
         "HOST": re.sub(r"[^A-Za-z0-9._-]", "_", spec.host).lstrip(".") or "localhost",
         "DUMP_LEVEL": str(spec.dump_level),
         "FINAL_ACTION": spec.final_action,

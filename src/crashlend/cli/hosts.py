@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Callable, Optional
 
 from crashlend import config
 from crashlend.capture.initramfs import CaptureSpec, build_initramfs
-from crashlend.capture.target import find_target
+from crashlend.capture.targets.find import find_targets
 from crashlend.errors import CrashlendError
 from crashlend.facts import Facts, read_facts
 from crashlend.hostfiles import open_host
@@ -49,7 +49,7 @@ def capture_spec(settings: config.Settings, release: str, root: Path) -> Capture
     """What the capture initramfs must hold for this host and these settings."""
     return CaptureSpec(
         release=release,
-        target=find_target(root, settings.target, settings.path),
+        targets=find_targets(root, settings.target, settings.path),
         dump_level=settings.dump_level,
         final_action=settings.final_action,
         hooks=root / settings.hooks.lstrip("/"),

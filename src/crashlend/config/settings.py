@@ -65,7 +65,10 @@ class Settings:
     )
     dump_level: int = _setting(31, Whole(0, 31), "makedumpfile's -d: which pages to leave out")
     target: str = _setting(
-        "", Text(), "where dumps go", unset="the file system that holds the setting path"
+        "",
+        Text(),
+        "where dumps go, one or several in order of preference, by blanks: UUID=..., LABEL=... or /dev/...",
+        unset="the file system that holds the setting path",
     )
     path: str = _setting("/var/crash", AbsolutePath(), "the directory for dumps on the target")
     dma_quiesce: str = _setting(

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from crashlend.capture.initramfs import CaptureSpec, build_initramfs
 from crashlend.capture.modules import Want
-from crashlend.capture.target import Target
+from crashlend.capture.targets.filesystem import filesystem_target
 from crashlend.lab.guest import DISK_MODULES, LAB_LABEL, build_root, fill_root, userland
 from crashlend.lab.packages import Say, cache_directory, locked, silent, write_atomically
 
@@ -26,12 +26,11 @@ if TYPE_CHECKING:
 
 # the hook after the dump looks at all of it, under emulation
 HOOK_SECONDS = 300
-TARGET = Target(
-    spec=f"LABEL={LAB_LABEL}",
-    fstype="ext4",
-    path="/crash",
-    device="/dev/vdb",
-    wants=(
+TARGET = filesystem_target(
+    f"LABEL={LAB_LABEL}",
+    "ext4",
+    "/crash",
+    (
         Want("virtio_pci", "the lab's disks"),
         Want("virtio_blk", "the lab's disks"),
         Want("fs-ext4", "file system of the dump target"),
@@ -49,9 +48,9 @@ def build_capture(kernel: Kernel, hooks: Path, say: Say = silent, *, disk: str =
     key = hashlib.sha256(build_root(kernel, say).name.encode())
     key.update(f"{disk} {HOOK_SECONDS}".encode())
     for package in ("crashlend.capture", "crashlend.formats"):
-        for item in sorted(files(package).iterdir(), key=lambda item: item.name):
-            if item.is_file():
-                with as_file(item) as path:
+        with as_file(files(package)) as directory:
+            for path in sorted(directory.rglob("*")):
+                if path.is_file() and path.suffix != ".pyc":
                     key.update(path.read_bytes())
     for hook in sorted(hooks.rglob("*")):
         if hook.is_file():
@@ -65,7 +64,10 @@ def build_capture(kernel: Kernel, hooks: Path, say: Say = silent, *, disk: str =
                 root = Path(directory)
                 fill_root(root, kernel, userland(kernel, say))
                 spec = CaptureSpec(
-                    release=kernel.release, target=target, hooks=hooks, hook_timeout=HOOK_SECONDS
+                    release=kernel.release,
+                    targets=(target,),
+                    hooks=hooks,
+                    hook_timeout=HOOK_SECONDS,
                 )
                 write_atomically(place, build_initramfs(root, spec).data)
     return place

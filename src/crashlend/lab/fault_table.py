@@ -231,7 +231,7 @@ _CRASH = Section(
             "A dump; capture.json names the oops, for there is no panic in the log",
             (
                 *("crash-oops-6.1", "crash-oops-irq-6.1", "crash-overflow-6.1"),
-                "test_initramfs.py::test_panic_line",
+                "test_capture_init.py::test_panic_line",
             ),
         ),
         Fault(
@@ -332,8 +332,8 @@ _CAPTURE = Section(
             "makedumpfile hangs or fails",
             "It is ended when its file stops growing; its last words are the reason",
             (
-                "test_initramfs.py::test_a_dump_that_does_not_grow_is_ended",
-                "test_initramfs.py::test_a_failing_dump_stays_incomplete_and_is_not_tried_again",
+                "test_capture_init.py::test_a_dump_that_does_not_grow_is_ended",
+                "test_capture_init.py::test_a_failing_dump_stays_incomplete_and_is_not_tried_again",
             ),
         ),
         Fault(

@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+# Words for the console, time, and commands that may not run for ever.
+
+PATH=/bin
+export PATH
+
+# capture.conf (from the build) and load.conf (from the load) override these
+defaults() {
+  FINAL_ACTION=reboot DUMP_LEVEL=31 HOST=localhost TARGETS=''
+  TOTAL_TIMEOUT=600 TARGET_TIMEOUT=60 STALL_TIMEOUT=300 HOOK_TIMEOUT=60
+  ALLOW_MISSING_USER_DATA=0 LENDER=none LENT_BYTES=0 LENT_RANGES=''
+  ETC=/etc/crashlend TMP=/tmp MOUNTPOINT=/target LOG=/tmp/capture.log
+  REASON='' PANIC='' LEAST_PID='' NAME='' LADDER='' DUMP_VERSION='' CAPTURE_JSON=''
+  VMCORE='' VMCORE_BYTES=0 DMESG_BYTES=0 DUMP_EXIT=null DUMP_ARGS=''
+  AT_BOOT=0 TOOK_MODULES=0 TOOK_DMESG=0 TOOK_MOUNT=0 TOOK_DUMP=0
+  no_target
+}
+
+# What belongs to one target.
+no_target() {
+  TARGET_KIND='' TARGET_SPEC='' TARGET_MOUNTED='' DIR=''
+}
+
+# Tell the console. The kernel's log never blocks; <3> is shown even with "quiet".
+say() {
+  echo "<3>crashlend: $*" 2>/dev/null >/dev/kmsg || echo "crashlend: $*" >/dev/console
+  echo "$*" >>"$LOG"
+} 2>/dev/null
+
+# Remember the first reason only: the others follow from it. WHY is the last one.
+fail() {
+  say "failed: $*"
+  WHY=$*
+  [ -n "$REASON" ] || REASON=$*
+}
+
+# Centiseconds since boot. A leading 1 keeps "08" from being octal.
+now() {
+  read -r uptime _ </proc/uptime
+  echo $((${uptime%.*} * 100 + 1${uptime#*.} - 100))
+}
+
+# bounded SECONDS COMMAND...: at most that long, and killed first when memory runs out.
+bounded() {
+  limit=$1
+  shift
+  (
+    echo 0 >/proc/self/oom_score_adj
+    exec timeout -s KILL "$limit" "$@"
+  )
+}
+
+size_of() {
+  stat -c %s "$1" 2>/dev/null || echo 0
+}
+
+# Write a file out and ask whether that worked. Appending nothing cannot truncate it.
+flush() {
+  bounded 120 dd if=/dev/null conv=fsync 2>/dev/null >>"$1"
+}

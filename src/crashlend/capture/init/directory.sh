@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+# What targets have in common that are mounted at $MOUNTPOINT.
+
+# KiB that are free there.
+directory_room() {
+  bounded 20 stat -f -c '%a %S' "$MOUNTPOINT" 2>/dev/null | {
+    read -r blocks size && echo $((blocks * (size / 512) / 2))
+  }
+}
+
+# directory_begin NAME: a new directory <path>/NAME, for root's eyes only.
+directory_begin() {
+  base="$MOUNTPOINT$TARGET_PATH/$1"
+  bounded 60 mkdir -p "$MOUNTPOINT$TARGET_PATH"
+  suffix=''
+  until bounded 60 mkdir "$base$suffix"; do
+    suffix=$((${suffix:-0} - 1)) # "-1", "-2", …
+    if [ "$suffix" -lt -99 ] || [ ! -d "$base" ]; then
+      fail "cannot make the directory $base"
+      return 1
+    fi
+  done
+  DIR=$base$suffix
+  # room for the last words, should the dump fill the disk
+  dd if=/dev/zero of="$DIR/reserve" bs=65536 count=16 2>/dev/null
+  return 0
+}
+
+# directory_put FILE AS: AS is there whole, or only as AS.incomplete.
+directory_put() {
+  bounded 60 cp "$1" "$DIR/$2.incomplete" &&
+    flush "$DIR/$2.incomplete" &&
+    bounded 60 mv "$DIR/$2.incomplete" "$DIR/$2"
+}
+
+# directory_dump WORDS...: makedumpfile with these words into vmcore; what fails stays incomplete.
+directory_dump() {
+  bounded 60 rm -f "$DIR/vmcore.incomplete"
+  run_makedumpfile "$DIR/vmcore.incomplete" "$@" || return 1
+  if ! flush "$DIR/vmcore.incomplete" || [ ! -s "$DIR/vmcore.incomplete" ] ||
+    ! bounded 60 mv "$DIR/vmcore.incomplete" "$DIR/vmcore"; then
+    fail "cannot write the dump out: is the disk full or failing?"
+    return 1
+  fi
+  VMCORE=$DIR/vmcore
+  VMCORE_BYTES=$(size_of "$VMCORE")
+}
+
+# Give the reserve back: what is written now is small.
+directory_release() {
+  [ -n "$DIR" ] && bounded 60 rm -f "$DIR/reserve"
+}
+
+directory_close() {
+  directory_release
+  bounded 120 sync
+  [ -n "$TARGET_MOUNTED" ] || return 0
+  bounded 120 umount "$MOUNTPOINT" || bounded 60 mount -o remount,ro "$MOUNTPOINT"
+}

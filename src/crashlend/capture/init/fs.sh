@@ -1,0 +1,26 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+# A local file system as target. Its variables: TARGET_DEVICE, _FSTYPE, _OPTIONS, _PATH.
+
+fs_open() {
+  began=$(now)
+  until device=$(find_target_device) && [ -n "$device" ]; do
+    if [ $(($(now) - began)) -ge $((TARGET_TIMEOUT * 100)) ]; then
+      fail "the dump target $TARGET_SPEC did not appear within $TARGET_TIMEOUT s"
+      return 1
+    fi
+    usleep 200000
+  done
+  if ! bounded "$TARGET_TIMEOUT" mount -t "$TARGET_FSTYPE" -o "rw${TARGET_OPTIONS:+,$TARGET_OPTIONS}" \
+    "$device" "$MOUNTPOINT"; then
+    fail "cannot mount $device ($TARGET_SPEC, $TARGET_FSTYPE)"
+    return 1
+  fi
+  TARGET_MOUNTED=$MOUNTPOINT
+  say "target $TARGET_SPEC is $device"
+}
+
+fs_room() { directory_room; }
+fs_begin() { directory_begin "$@"; }
+fs_put() { directory_put "$@"; }
+fs_dump() { directory_dump "$@"; }
+fs_close() { directory_close; }

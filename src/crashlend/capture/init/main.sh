@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+# The init of the crash kernel: save what is left of the production kernel, then leave.
+#
+# Written so that nothing makes it hang: a dead-man timer runs from the first moment, every step
+# has its own limit, and a failing step costs no more than what depends on it. Needs busybox and
+# makedumpfile, and no more of busybox than the table APPLETS in initramfs.py.
+# Sourced by any other process than PID 1 this file only defines functions (the tests do that).
+
+mount_kernel_file_systems() {
+  mount -t proc proc /proc # the clock and the way out are there
+  mount -t sysfs sysfs /sys
+  mount -t devtmpfs devtmpfs /dev
+  mount -t tmpfs -o mode=0755 tmpfs /run
+  mount -t tmpfs -o mode=1777 tmpfs /tmp
+}
+
+leave() {
+  say "done, ${REASON:-ok}: $FINAL_ACTION"
+  bounded 120 sync
+  case $FINAL_ACTION in
+    poweroff) poweroff -f -n ;;
+    halt) halt -f -n ;;
+    shell)
+      kill -9 "$DEAD_MAN"
+      setsid cttyhack sh
+      ;;
+  esac
+  reboot -f -n
+  echo b >/proc/sysrq-trigger
+  # PID 1 must not end; the dead-man is still there
+  while :; do sleep 10; done
+}
+
+# Whatever ends the shell too early (it must not, but a PID 1 that ends is a panic).
+ended_early() {
+  fail "init ended early"
+  leave
+}
+
+main() {
+  umask 077
+  defaults
+  trap ended_early EXIT
+  mount_kernel_file_systems
+  exec 2>>"$LOG"
+  # shellcheck source=/dev/null
+  [ -r "$ETC/capture.conf" ] && . "$ETC/capture.conf"
+  # shellcheck source=/dev/null
+  [ -r "$ETC/load.conf" ] && . "$ETC/load.conf"
+  # an empty directory name would mean the current one
+  [ -z "${LIBRARY_PATH:-}" ] || export LD_LIBRARY_PATH="$LIBRARY_PATH"
+  # the shells must survive to the end: everything else goes first when memory runs out
+  echo -1000 >/proc/self/oom_score_adj
+  dead_man &
+  DEAD_MAN=$!
+  AT_BOOT=$(now)
+  sample_memory &
+  LEAST_PID=$!
+  say "crash kernel $(uname -r) is up"
+  capture
+  leave
+}
+
+if [ $$ -eq 1 ]; then
+  main
+fi

@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The way to a device: up through sysfs, and the module of every driver that is bound there.
+
+The crash kernel may find its devices in another order, but whatever driver is bound here will be
+wanted there.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from crashlend.capture.hosttree import follow, read_text
+from crashlend.capture.modules import Want
+from crashlend.capture.targets.target import DISK_HINT
+from crashlend.errors import CrashlendError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+# The virtio-mem device (include/uapi/linux/virtio_ids.h)
+_VIRTIO_MEM_ALIAS = "virtio:d00000018"
+
+
+def memory_wants(root: Path) -> tuple[Want, ...]:
+    """Modules without which /proc/vmcore lacks memory: virtio_mem, where the host has some."""
+    wants: list[Want] = []
+    for device in sorted((root / "sys/bus/virtio/devices").glob("*")):
+        if read_text(follow(root, device) / "modalias").startswith(_VIRTIO_MEM_ALIAS):
+            why = "memory that is in the dump"
+            wants += walk_up(root, follow(root, device), why)
+    return unique(wants)
+
+
+def device_wants(root: Path, name: str) -> tuple[Want, ...]:
+    """Modules on the way to the block device ``name`` (as in /sys/class/block), buses first."""
+    device = follow(root, root / "sys/class/block" / name)
+    if (device / "partition").exists():
+        device = device.parent
+    why = f"dump target /dev/{name}"
+    if any((device / "slaves").glob("*")) or (device / "dm").exists():
+        raise CrashlendError(
+            f"cannot dump to /dev/{name}",
+            "it is made of other devices (LVM, RAID, encryption), which is not supported yet",
+            hint=DISK_HINT,
+        )
+    # with nvme_core.multipath=Y some disks hang below a virtual "subsystem" with their controllers
+    if device.parent.name.startswith("nvme-subsys"):
+        paths = [p for p in sorted(device.parent.glob("nvme*")) if p.is_symlink()]
+        starts = [follow(root, path) for path in paths]
+    else:
+        starts = [device]
+    if not starts or any("/devices/virtual/" in f"{path}/" for path in starts):
+        raise CrashlendError(
+            f"cannot dump to /dev/{name}", "it is a virtual block device", hint=DISK_HINT
+        )
+    wants = [want for start in starts for want in walk_up(root, start, why)]
+    return unique(wants)
+
+
+def walk_up(root: Path, device: Path, why: str) -> list[Want]:
+    """The modules of every driver from ``device`` (in /sys/devices) up, buses first."""
+    wants: list[Want] = []
+    top = follow(root, root / "sys/devices")
+    while device != top and top in device.parents:
+        driver = follow(root, device / "driver")
+        module = follow(root, driver / "module")
+        if module.is_dir():
+            wants.append(Want(module.name, f"driver {driver.name} of {why}"))
+        elif driver.is_dir() and read_text(device / "modalias"):
+            # built in here, but the crash kernel may be another one
+            alias = read_text(device / "modalias")
+            wants.append(Want(alias, f"driver {driver.name} of {why}", optional=True))
+        device = device.parent
+    return wants[::-1]  # buses first
+
+
+def unique(wants: list[Want]) -> tuple[Want, ...]:
+    """Each want once, with its first reason."""
+    first: dict[str, Want] = {}
+    for want in wants:
+        first.setdefault(want.name, want)
+    return tuple(first.values())
