@@ -3,11 +3,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
-from build import facts, payload
+from build import BLOCK, facts, payload
 from crashlend.config import Settings
-from crashlend.crash_cpus import crash_cpus
+from crashlend.crash_cpus import PER_CPU_BYTES, SHARE_OF_LENT, cpus_that_help, crash_cpus
 from crashlend.errors import UsageError
 from crashlend.facts import Facts
 from crashlend.plan import Plan, make_plan
@@ -42,7 +44,7 @@ def words(plan: Plan) -> list[str]:
     return plan.cmdline.line.split()
 
 
-def test_one_cpu_is_the_default_and_names_no_other() -> None:
+def test_one_cpu_where_nothing_is_lent() -> None:
     """A single CPU starts no other: the word that old kernels want is not said."""
     plan = planned(host())
     assert "nr_cpus=1" in words(plan)
@@ -103,3 +105,58 @@ def test_append_may_name_another_cpu_to_spare() -> None:
     """The last one wins in the kernel: who knows better can say so."""
     plan = planned(host(), nr_cpus=2, append="disable_cpu_apicid=0")
     assert [w for w in words(plan) if w.startswith("disable")][-1] == "disable_cpu_apicid=0"
+
+
+MIB = 1 << 20
+
+
+@pytest.mark.parametrize(
+    ("present", "lent_bytes", "count"),
+    [
+        (64, 0, 1),
+        (64, SHARE_OF_LENT * PER_CPU_BYTES - 1, 1),
+        (64, SHARE_OF_LENT * PER_CPU_BYTES, 2),
+        (64, 128 * MIB, 6),
+        (64, 1024 * MIB, 8),
+        (4, 1024 * MIB, 4),
+        (1, 1024 * MIB, 1),
+        (0, 1024 * MIB, 1),
+    ],
+)
+def test_cpus_by_lent_memory(present: int, lent_bytes: int, count: int) -> None:
+    """A 64th part of lent memory pays for CPUs; never more than the host has, nor than eight."""
+    assert cpus_that_help(present, lent_bytes) == count
+
+
+def lending(*, threads: bool, **settings: object) -> Plan:
+    """The plan of a host with four CPUs that has lent two blocks."""
+    some = facts(cpus=4, movable=[38, 39], lent=[38, 39], files={"/proc/cpuinfo": FOUR})
+    given = replace(payload(), threads=threads)
+    return make_plan(some, Settings(lend=2 * BLOCK, **settings), given)  # type: ignore[arg-type]
+
+
+def test_the_plan_starts_cpus_by_itself() -> None:
+    """With lent memory and a capture that has threads all four CPUs come up, and firmware's is spared."""
+    for syscall in ("load", "file"):
+        plan = lending(threads=True, syscall=syscall)
+        assert plan.lent.size == 2 * BLOCK
+        assert [w for w in words(plan) if "cpu" in w] == ["nr_cpus=4", "disable_cpu_apicid=6"]
+        assert plan.cmdline is not None
+        assert "256 MiB lent" in dict(plan.cmdline.added)["nr_cpus=4"]
+
+
+def test_a_capture_without_threads_gets_one_cpu() -> None:
+    """Another's initramfs, and a makedumpfile whose threads may corrupt the dump, get one by themselves."""
+    assert "nr_cpus=1" in words(lending(threads=False))
+
+
+def test_the_setting_counts_more() -> None:
+    """A number is a number, whatever the capture can do with it."""
+    assert "nr_cpus=3" in words(lending(threads=False, nr_cpus=3))
+    assert "nr_cpus=1" in words(lending(threads=True, nr_cpus=1))
+
+
+def test_by_itself_an_unknown_boot_cpu_is_no_matter() -> None:
+    """Where auto can start one CPU alone there is no note: nobody asked for more."""
+    some = host(cpuinfo((1, 0, 0)))
+    assert crash_cpus(some, Settings(), 1024 * MIB, threads=True) == ((), ())

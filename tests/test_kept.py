@@ -43,6 +43,14 @@ def test_what_is_kept_is_recalled_whole(syscall: str) -> None:
     assert size < len(FILES.kernel) + len(one.initramfs) + 50_000
 
 
+def test_the_captures_threads_are_recalled() -> None:
+    """A reload from the copy plans as many CPUs as the load did."""
+    one = image()
+    files = replace(FILES, payload=replace(FILES.payload, threads=True))
+    kept.keep(one, one.fingerprint(), files)
+    assert kept.recall(one.fingerprint()).files.payload.threads
+
+
 def test_a_second_copy_of_the_same_image_is_not_written() -> None:
     """It has the same name, and costs no time."""
     one = image()

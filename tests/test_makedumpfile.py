@@ -8,10 +8,12 @@ import re
 import shutil
 import subprocess
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from build import facts, payload
 from crashlend.capture import makedumpfile_probe
 from crashlend.capture.makedumpfile import (
     HARMS,
@@ -25,8 +27,9 @@ from crashlend.capture.makedumpfile import (
     read_features,
     variables,
 )
-from crashlend.capture.makedumpfile_probe import core_of, supports
-from crashlend.errors import FormatError
+from crashlend.capture.makedumpfile_probe import core_of, look_at, supports
+from crashlend.config import Settings
+from crashlend.plan import make_plan
 
 INSTALLED = shutil.which("makedumpfile", path=f"{os.defpath}:/usr/sbin:/sbin")
 
@@ -61,10 +64,28 @@ def test_threads_only_since_the_race_is_mended(version: str, threads: str) -> No
     assert variables(read_features(program(version)))["THREADS"] == threads
 
 
-def test_another_program_is_no_makedumpfile() -> None:
-    """A file without makedumpfile's version is refused, not taken for one without compressions."""
-    with pytest.raises(FormatError):
-        read_features(b"\x7fELF, busybox, version 1.36.1 (released on never)")
+def test_a_program_of_unknown_version() -> None:
+    """A wrapper may have every compression, gets no threads, and nothing is claimed of its age."""
+    features = read_features(b"#!/bin/sh\nexec /opt/makedumpfile version 9\n")
+    assert features.flags == ("-z", "-l", "-p", "-c")
+    assert variables(features)["THREADS"] == "0"
+    assert notes(features, "7.3.4", None) == ()
+    (note,) = notes(features, "7.3.4", False)
+    assert note.startswith("makedumpfile says that it does not support the crash kernel 7.3.4;")
+
+
+def test_the_program_of_another_root(tmp_path: Path) -> None:
+    """Of a copy of another host the file is read, and never run; without one nothing is said."""
+    assert look_at(tmp_path, "6.12.0") is None
+    where = tmp_path / "usr/sbin/makedumpfile"
+    where.parent.mkdir(parents=True)
+    where.write_bytes(b"#!/bin/sh\ntouch " + str(tmp_path / "was-run").encode() + b"\n" + program())
+    where.chmod(0o755)
+    known = look_at(tmp_path, "6.12.0")
+    assert known is not None
+    assert known.features.version == "1.7.6"
+    assert "free pages" in known.notes[0]
+    assert not (tmp_path / "was-run").exists()
 
 
 @pytest.mark.parametrize(
@@ -224,3 +245,11 @@ def test_one_that_knows_everything_is_not_believed(tmp_path: Path) -> None:
     assert supports(picky, "6.1.0") is True
     assert supports(picky, "6.2.0") is False
     assert supports(lax, "6.1.0") is None
+
+
+def test_the_plan_passes_it_on() -> None:
+    """What is known of the payload's programs is among the notes of the plan, once."""
+    given = replace(payload(), notes=("makedumpfile is too old",))
+    for syscall in ("load", "file"):
+        plan = make_plan(facts(), Settings(lend=0, syscall=syscall), given)
+        assert plan.notes.count("makedumpfile is too old") == 1

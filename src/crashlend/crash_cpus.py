@@ -21,7 +21,12 @@ if TYPE_CHECKING:
 
 # what MemTotal lacks for each further CPU: 372 KiB in the trial parity-cpus-6.1 against one CPU
 PER_CPU_BYTES = 400 << 10
+# setting "auto": no more of lent memory than that goes to CPUs, and no more CPUs than that. What one CPU
+# compresses few disks can write, and beyond eight readers of /proc/vmcore stand in each other's way.
+SHARE_OF_LENT = 64
+MOST_BY_ITSELF = 8
 COUNT = "the setting nr_cpus; each CPU but the first takes about {}"
+AUTO = "makedumpfile uses them; each CPU but the first takes about {} of {} lent"
 SPARED = "the CPU that firmware booted would reset the machine if another one started it"
 UNKNOWN = (
     "the crash kernel starts one CPU alone: which one firmware booted is not known (CPU 0 is offline, "
@@ -36,15 +41,41 @@ class CrashCpus(NamedTuple):
     notes: tuple[str, ...]
 
 
-def crash_cpus(facts: Facts, settings: Settings) -> CrashCpus:
-    """The words for as many CPUs as the setting ``nr_cpus`` says; none where that is one."""
-    count = settings.nr_cpus
+def crash_cpus(
+    facts: Facts, settings: Settings, lent_bytes: int = 0, *, threads: bool = False
+) -> CrashCpus:
+    """The words for as many CPUs as the setting ``nr_cpus`` says; none where that is one.
+
+    "auto" is :func:`cpus_that_help` where the capture writes with ``threads``, and 1 where it does
+    not: a CPU that does nothing is a risk for nothing.
+    """
+    by_itself = settings.nr_cpus == "auto"
+    if by_itself:
+        count = cpus_that_help(len(facts.crash_notes), lent_bytes) if threads else 1
+    else:
+        count = int(settings.nr_cpus)
     if count == 1:
         return CrashCpus((), ())
     if facts.boot_apic_id is None:
-        return CrashCpus((), (UNKNOWN,))
+        # what nobody asked for is not missed
+        return CrashCpus((), () if by_itself else (UNKNOWN,))
+    why = (
+        AUTO.format(mib(PER_CPU_BYTES), mib(lent_bytes))
+        if by_itself
+        else COUNT.format(mib(PER_CPU_BYTES))
+    )
     words = (
-        (f"nr_cpus={count}", COUNT.format(mib(PER_CPU_BYTES))),
+        (f"nr_cpus={count}", why),
         (f"disable_cpu_apicid={facts.boot_apic_id}", SPARED),
     )
     return CrashCpus(words, ())
+
+
+def cpus_that_help(present: int, lent_bytes: int) -> int:
+    """How many CPUs a crash kernel with so much lent memory starts on a host with ``present``.
+
+    One, and as many more as the 64th part of lent memory carries; no more than the host has (the one
+    that firmware booted may be spared: then one less comes up), and eight at most.
+    """
+    carried = 1 + lent_bytes // SHARE_OF_LENT // PER_CPU_BYTES
+    return max(1, min(present, carried, MOST_BY_ITSELF))

@@ -47,8 +47,10 @@ def find_kernel(settings: Settings, release: str, root: Path = Path("/")) -> Pat
     )
 
 
-def read_files(kernel_path: Path, initramfs_path: Path) -> Files:
-    """Read both files and the image's header."""
+def read_files(
+    kernel_path: Path, initramfs_path: Path, *, threads: bool = False, notes: tuple[str, ...] = ()
+) -> Files:
+    """Read both files and the image's header; ``threads`` and ``notes`` are the payload's."""
     kernel = _read(kernel_path, "the kernel image", KERNEL_HINT)
     initramfs = _read(initramfs_path, "the initramfs", INITRAMFS_HINT)
     try:
@@ -64,7 +66,7 @@ def read_files(kernel_path: Path, initramfs_path: Path) -> Files:
         kernel,
         initramfs_path,
         initramfs,
-        Payload(image, len(initramfs)),
+        Payload(image, len(initramfs), threads, notes),
     )
 
 

@@ -46,10 +46,16 @@ CORE_HEADER_WORD = "elfcorehdr={:#x}"
 
 @dataclass(frozen=True)
 class Payload:
-    """The crash kernel image and the capture initramfs, as far as planning needs them."""
+    """The crash kernel image and the capture initramfs, as far as planning needs them.
+
+    ``threads``: the capture writes the dump with as many threads as it has CPUs. ``notes`` is what
+    people must know of its programs.
+    """
 
     image: BzImage
     initramfs_bytes: int
+    threads: bool = False
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -124,9 +130,9 @@ def make_plan(
     by_word, notes = NOTHING, offer.notes
     limit = (payload.image.cmdline_limit if payload else 0) or USUAL_LIMIT
     if syscall == "file":
-        handed = filemode.hand_over(
-            facts, lent, crash_cpus(facts, settings).words, settings.append, limit
-        )
+        threads = payload is not None and payload.threads
+        cpus = crash_cpus(facts, settings, lent.size, threads=threads)
+        handed = filemode.hand_over(facts, lent, cpus.words, settings.append, limit)
         lent, by_word, notes = handed.lent, handed.by_word, (*notes, *handed.notes)
     wish = parse_quiesce(settings.dma_quiesce)
     quiesce = plan_quiesce(facts, wish, lending=bool(lent), syscall=syscall, by_word=bool(by_word))
@@ -189,7 +195,7 @@ def _complete(plan: Plan, facts: Facts, settings: Settings, payload: Payload) ->
     limit = payload.image.cmdline_limit or USUAL_LIMIT
     if plan.syscall == "file":
         return _complete_file(plan, facts, settings, payload, initramfs_bytes, limit)
-    cpus = crash_cpus(facts, settings)
+    cpus = crash_cpus(facts, settings, plan.lent.size, threads=payload.threads)
     reservation = arch.main_reservation(facts)
     if reservation is None:
         raise arch.no_reservation()
@@ -230,6 +236,7 @@ def _complete(plan: Plan, facts: Facts, settings: Settings, payload: Payload) ->
         notes=(
             *plan.notes,
             *cpus.notes,
+            *payload.notes,
             *arch.firmware_notes(facts, payload.image),
             *lowmem.warnings(ram, facts.narrow_devices),
         ),
@@ -260,7 +267,7 @@ def _complete_file(
         initramfs_bytes += filemode.core_header_bytes(len(headers))
     fileroom.check_room(reservation, image, initramfs_bytes)
     ram = _ram(arch.include_in_memory_map(facts, None, given), arch.RAM)
-    cpus = crash_cpus(facts, settings)
+    cpus = crash_cpus(facts, settings, plan.lent.size, threads=payload.threads)
     words = [*cpus.words, *filemode.words_of(plan.by_word)]
     taken = fileroom.taken_at_start(reservation, image, initramfs_bytes)
     bounce = lowmem.bounce_word(ram, taken)
@@ -280,6 +287,7 @@ def _complete_file(
         notes=(
             *plan.notes,
             *cpus.notes,
+            *payload.notes,
             KERNELS_PURGATORY,
             *lowmem.warnings(ram, facts.narrow_devices),
         ),

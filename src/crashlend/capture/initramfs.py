@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Optional
 
+from crashlend.capture import makedumpfile
 from crashlend.capture.libraries import find_libraries, resolve
 from crashlend.capture.modules import Want, find_module_directory, read_module, read_module_tree
 from crashlend.capture.script import script
@@ -40,7 +41,6 @@ MORE_APPLETS = (
 )
 HOOK_STAGES = ("pre", "post", "failure")
 _BUSYBOX = ("bin/busybox", "usr/bin/busybox", "bin/busybox-static", "usr/bin/busybox-static")
-_MAKEDUMPFILE = ("usr/bin/makedumpfile", "usr/sbin/makedumpfile", "sbin/makedumpfile")
 _SHELLS = ("/bin/sh", "/bin/busybox")
 # The dictionary is memory that the crash kernel needs while it unpacks (XZ_DYNALLOC).
 _XZ_DICTIONARY_BYTES_MAX = 8 << 20
@@ -124,14 +124,17 @@ def build_initramfs(root: Path, spec: CaptureSpec) -> Initramfs:
     init = script(kinds, [part for target in spec.targets for part in target.parts])
     contents.add(newc.regular("init", init, 0o755), "captures")
     _add_busybox(contents, root)
-    makedumpfile = _find_tool(root, _MAKEDUMPFILE, "makedumpfile")
-    contents.add_program(root, makedumpfile, "bin/makedumpfile", "writes the dump")
+    program = _find_tool(root, makedumpfile.PATHS, "makedumpfile")
+    contents.add_program(root, program, "bin/makedumpfile", "writes the dump")
     for number, target in enumerate(spec.targets):
         _add_target(contents, root, target, number)
     _add_modules(contents, root, spec)
     if spec.hooks is not None:
         _add_hooks(contents, root, spec.hooks)
-    config = shell_variables(_capture_variables(spec, _library_path(contents)))
+    features = makedumpfile.read_features(contents.members["bin/makedumpfile"].data)
+    config = shell_variables(
+        {**_capture_variables(spec, _library_path(contents)), **makedumpfile.variables(features)}
+    )
     contents.add(newc.regular("etc/crashlend/capture.conf", config), "settings")
 
     unpacked = newc.build(contents.members.values())

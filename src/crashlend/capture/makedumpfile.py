@@ -14,11 +14,10 @@ from __future__ import annotations
 import re
 from typing import NamedTuple, Optional
 
-from crashlend.errors import FormatError
-
 # show_version() in print_info.c: the strings are whole in the program. zstd is not named before 1.7.0.
 _VERSION = re.compile(rb"makedumpfile: version ([0-9][0-9.]{1,15}\+{0,2}) \(released on")
 _BUILT_IN = re.compile(rb"\n?(lzo|snappy|zstd)\tenabled\n")
+PATHS = ("usr/bin/makedumpfile", "usr/sbin/makedumpfile", "sbin/makedumpfile")
 # Compressions, the fastest capture first (docs/capture-speed.md): name, its flag.
 FLAGS = {"zstd": "-z", "lzo": "-l", "snappy": "-p", "zlib": "-c"}
 # With --num-threads, makedumpfile before 1.7.8 may write pages that are not what memory held: a data
@@ -27,7 +26,7 @@ THREADS_SINCE = (1, 7, 8)
 
 
 class Features(NamedTuple):
-    """A makedumpfile's version, and the compressions that it has, in the order of :data:`FLAGS`."""
+    """A makedumpfile's version ("" when not known) and its compressions, in the order of FLAGS."""
 
     version: str
     compressions: tuple[str, ...]
@@ -102,10 +101,14 @@ HARMS = (
 
 
 def read_features(program: bytes) -> Features:
-    """What the program ``program`` (its file) says of itself. FormatError when it is none."""
+    """What the program ``program`` (its file) says of itself.
+
+    One that does not name its version (a wrapper, say) may have every compression: the capture tries
+    them in turn, and takes the first that works.
+    """
     version = _VERSION.search(program)
     if version is None:
-        raise FormatError("not a makedumpfile", "it does not name its version")
+        return Features("", tuple(FLAGS))
     built_in = {match.decode() for match in _BUILT_IN.findall(program)}
     have = tuple(name for name in FLAGS if name == "zlib" or name in built_in)
     return Features(version[1].decode(), have)
@@ -136,6 +139,8 @@ def needed_for(release: str) -> str:
 
 def harms(version: str, release: str) -> tuple[Harm, ...]:
     """What is known to go wrong with a makedumpfile of ``version`` on the kernel ``release``."""
+    if not version:
+        return ()
     kernel = number(release)
     return tuple(
         harm
@@ -159,7 +164,7 @@ def notes(features: Features, release: str, supported: Optional[bool]) -> tuple[
     found = harms(features.version, release)
     if supported and not found:
         return ()
-    mine = f"makedumpfile {features.version}"
+    mine = f"makedumpfile {features.version}".strip()
     if not found:
         since = needed_for(release)
         newer = f"; {since} knows it" if since else "; no release that does was known in May 2026"

@@ -13,7 +13,10 @@ import struct
 import subprocess
 import tempfile
 from pathlib import Path
-from typing import Optional
+from typing import NamedTuple, Optional
+
+from crashlend.capture.libraries import resolve
+from crashlend.capture.makedumpfile import PATHS, Features, notes, read_features
 
 SECONDS = 10.0
 # get_kernel_version() in makedumpfile.c; the words are the same in all versions since 2007
@@ -27,6 +30,29 @@ _PAGE_TABLE, _UTSNAME, _END = 0, 2 * _PAGE_BYTES, 3 * _PAGE_BYTES
 # for granted, later ones read it from the notes: so it is said as it was.
 _NAME_AT = 4
 _PRESENT, _HUGE = 0x1, 0x80
+
+
+class Known(NamedTuple):
+    """The host's makedumpfile, and what people must know of it before the crash."""
+
+    features: Features
+    notes: tuple[str, ...]
+
+
+def look_at(root: Path, release: str) -> Optional[Known]:
+    """The makedumpfile below ``root`` against the kernel ``release``; None when there is none.
+
+    It is run only where ``root`` is this very system; of another one the table of versions tells.
+    """
+    for candidate in PATHS:
+        path = resolve(root, candidate)
+        try:
+            features = read_features(path.read_bytes())
+        except OSError:
+            continue
+        supported = supports(path, release) if root == Path("/") else None
+        return Known(features, notes(features, release, supported))
+    return None
 
 
 def core_of(release: str) -> bytes:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Callable, Optional
 
 from crashlend import config
 from crashlend.capture.initramfs import CaptureSpec, build_initramfs
+from crashlend.capture.makedumpfile_probe import look_at
 from crashlend.capture.targets.find import find_targets
 from crashlend.errors import CrashlendError
 from crashlend.facts import Facts, read_facts
@@ -68,7 +69,9 @@ def files_getter(settings: config.Settings, say: Callable[[str], None]) -> Calla
         with TemporaryDirectory(prefix="crashlend-") as directory:
             path = Path(directory) / f"initramfs-{release}"
             path.write_bytes(built.data)
-            return read_files(kernel, path)
+            known = look_at(Path("/"), release)
+            threads, notes = (known.features.threads, known.notes) if known else (False, ())
+            return read_files(kernel, path, threads=threads, notes=notes)
 
     return get
 

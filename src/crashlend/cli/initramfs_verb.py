@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from crashlend import config
 from crashlend.capture.initramfs import build_initramfs
+from crashlend.capture.makedumpfile_probe import look_at
 from crashlend.cli.hosts import CAPTURE, capture_spec, settings_from
 from crashlend.cli.output import print_json, write_file
 from crashlend.sizes import mib
@@ -29,6 +30,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     root = Path("/")
     built = build_initramfs(root, capture_spec(settings_from(args), args.release, root))
+    known = look_at(root, args.release)
+    notes = known.notes if known else ()
     if args.output:
         write_file(args.output, built.data)
     if args.json:
@@ -38,6 +41,7 @@ def run(args: argparse.Namespace) -> int:
                 "bytes": len(built.data),
                 "unpacked_bytes": built.unpacked_bytes,
                 "compression": built.compression,
+                "notes": notes,
                 "entries": [
                     {"path": e.path, "bytes": e.bytes, "why": e.why} for e in built.entries
                 ],
@@ -50,4 +54,6 @@ def run(args: argparse.Namespace) -> int:
         f"{mib(len(built.data))} ({built.compression}), {mib(built.unpacked_bytes)} unpacked"
         + (f", written to {args.output}" if args.output else "")
     )
+    for note in notes:
+        print(f"note: {note}")
     return 0

@@ -52,6 +52,33 @@ class Whole:
 
 
 @dataclass(frozen=True)
+class WholeOr:
+    """A whole number between two bounds, both allowed, or one word."""
+
+    word: str
+    least: int
+    most: int
+
+    @property
+    def metavar(self) -> str:
+        return f"{self.word}|N"
+
+    @property
+    def allowed(self) -> str:
+        return f"{self.word}, or {self._whole.allowed}"
+
+    @property
+    def _whole(self) -> Whole:
+        return Whole(self.least, self.most)
+
+    def parse(self, text: str) -> Value:
+        return text if text == self.word else self._whole.parse(text)
+
+    def show(self, value: Value) -> str:
+        return str(value)
+
+
+@dataclass(frozen=True)
 class Seconds:
     """A number of seconds between two bounds, fractions allowed."""
 
@@ -189,4 +216,4 @@ class DmaQuiesce:
         return str(value)
 
 
-Kind = Union[Size, Whole, Seconds, Bool, Choice, Words, AbsolutePath, Text, DmaQuiesce]
+Kind = Union[Size, Whole, WholeOr, Seconds, Bool, Choice, Words, AbsolutePath, Text, DmaQuiesce]

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from dataclasses import MISSING, dataclass, field, fields
-from typing import Any, NamedTuple, Optional
+from typing import Any, NamedTuple, Optional, Union
 
 from crashlend import quiesce
 from crashlend.config.kinds import (
@@ -18,6 +18,7 @@ from crashlend.config.kinds import (
     Text,
     Value,
     Whole,
+    WholeOr,
     Words,
 )
 
@@ -102,11 +103,12 @@ class Settings:
         "how much room load --shrink leaves for a payload that grows; 0 leaves none",
         unset="a quarter of the payload, 4 MiB at least",
     )
-    nr_cpus: int = _setting(
-        1,
-        Whole(1, 512),
-        "how many CPUs the crash kernel starts; the one that firmware booted is spared where there are "
-        "several",
+    nr_cpus: Union[int, str] = _setting(
+        "auto",
+        WholeOr("auto", 1, 512),
+        "how many CPUs the crash kernel starts; auto starts as many as help makedumpfile and as lent "
+        "memory carries, and one where nothing is lent. The one that firmware booted is spared where "
+        "there are several",
     )
     append: str = _setting(
         "", Text(), "extra words for the crash kernel's command line", unset="none"

@@ -65,6 +65,7 @@ def keep(image: CrashImage, fingerprint: str, files: Files) -> str:
         "kernel_path": str(files.kernel_path),
         "initramfs_path": str(files.initramfs_path),
         "initramfs_bytes": len(files.initramfs),
+        "threads": files.payload.threads,
         "cmdline": image.cmdline.hex(),
         "layout": None if image.layout is None else to_json(image.layout),
         "core_header_at": image.core_header_at,
@@ -154,7 +155,8 @@ def _assemble(header: dict[str, Any], parts: dict[str, bytes]) -> Kept:
         kernel,
         Path(header["initramfs_path"]),
         initramfs[: header["initramfs_bytes"]],
-        Payload(BzImage.parse(kernel), header["initramfs_bytes"]),
+        # copies of older versions do not have threads
+        Payload(BzImage.parse(kernel), header["initramfs_bytes"], header.get("threads", False)),
     )
     return Kept(image, files)
 
