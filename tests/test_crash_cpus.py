@@ -114,17 +114,18 @@ MIB = 1 << 20
     ("present", "lent_bytes", "count"),
     [
         (64, 0, 1),
-        (64, SHARE_OF_LENT * PER_CPU_BYTES - 1, 1),
-        (64, SHARE_OF_LENT * PER_CPU_BYTES, 2),
+        (64, 2 * SHARE_OF_LENT * PER_CPU_BYTES - 1, 1),
+        (64, 2 * SHARE_OF_LENT * PER_CPU_BYTES, 3),
         (64, 128 * MIB, 6),
         (64, 1024 * MIB, 8),
         (4, 1024 * MIB, 4),
+        (2, 1024 * MIB, 1),
         (1, 1024 * MIB, 1),
         (0, 1024 * MIB, 1),
     ],
 )
 def test_cpus_by_lent_memory(present: int, lent_bytes: int, count: int) -> None:
-    """A 64th part of lent memory pays for CPUs; never more than the host has, nor than eight."""
+    """A 64th part of lent memory pays for CPUs; never more than the host has, nor than eight, nor two."""
     assert cpus_that_help(present, lent_bytes) == count
 
 

@@ -25,6 +25,7 @@ PER_CPU_BYTES = 400 << 10
 # compresses few disks can write, and beyond eight readers of /proc/vmcore stand in each other's way.
 SHARE_OF_LENT = 64
 MOST_BY_ITSELF = 8
+LEAST_THAT_HELP = 3
 COUNT = "the setting nr_cpus; each CPU but the first takes about {}"
 AUTO = "makedumpfile uses them; each CPU but the first takes about {} of {} lent"
 SPARED = "the CPU that firmware booted would reset the machine if another one started it"
@@ -75,7 +76,9 @@ def cpus_that_help(present: int, lent_bytes: int) -> int:
     """How many CPUs a crash kernel with so much lent memory starts on a host with ``present``.
 
     One, and as many more as the 64th part of lent memory carries; no more than the host has (the one
-    that firmware booted may be spared: then one less comes up), and eight at most.
+    that firmware booted may be spared: then one less comes up), and eight at most. makedumpfile's
+    main thread keeps one busy, and a single thread beside it gains nothing: so three at least, or one.
     """
     carried = 1 + lent_bytes // SHARE_OF_LENT // PER_CPU_BYTES
-    return max(1, min(present, carried, MOST_BY_ITSELF))
+    count = min(present, carried, MOST_BY_ITSELF)
+    return count if count >= LEAST_THAT_HELP else 1

@@ -7,6 +7,7 @@ export PATH
 # capture.conf (from the build) and load.conf (from the load) override these
 defaults() {
   FINAL_ACTION=reboot DUMP_LEVEL=31 HOST=localhost TARGETS=''
+  COMPRESSIONS='-l -c' THREADS=0
   TOTAL_TIMEOUT=600 TARGET_TIMEOUT=60 STALL_TIMEOUT=300 HOOK_TIMEOUT=60
   ALLOW_MISSING_USER_DATA=0 LENDER=none LENT_BYTES=0 LENT_RANGES=''
   ETC=/etc/crashlend TMP=/tmp MOUNTPOINT=/target LOG=/tmp/capture.log

@@ -3,7 +3,7 @@
 
 save_dmesg() {
   began=$(now)
-  DUMP_VERSION=$(bounded 10 makedumpfile -v 2>&1 | sed -n 's/^makedumpfile: version \([^ ]*\).*/\1/p')
+  makedumpfile_look
   if [ ! -e /proc/vmcore ]; then
     fail "no /proc/vmcore: this kernel was not started by a crash, or got no ELF core header"
     return
@@ -32,13 +32,12 @@ put_first() {
   "${TARGET_KIND}_put" "$TMP/dmesg.txt" dmesg.txt || say "cannot save dmesg.txt"
 }
 
-# The dump on the current target, with the best compression that makedumpfile has.
+# The dump on the current target, with the words that suit this makedumpfile, CPUs and memory.
 dump() {
   began=$(now)
-  for compression in -l -c ''; do
-    # shellcheck disable=SC2086  # empty, or one word
-    "${TARGET_KIND}_dump" $compression -d "$DUMP_LEVEL" && break
-    compression_is_missing || break
+  # shellcheck disable=SC2046  # words
+  until "${TARGET_KIND}_dump" $(makedumpfile_words "$DUMP_LEVEL"); do
+    makedumpfile_other_words || break
   done
   TOOK_DUMP=$(($(now) - began))
   if [ -z "$VMCORE" ]; then

@@ -80,6 +80,7 @@ capture_json() {
   "crash_kernel": {
     "mem_total_bytes": $((total * 1024)),
     "peak_used_bytes": $(((total - least) * 1024)),
+    "cpus": $(json_number "$(grep -c '^processor' /proc/cpuinfo)"),
     "ram_ranges": $(json_ranges "$(ram_ranges /sys/firmware/memmap /proc/iomem /proc/cmdline)")
   },
   "vmcore": {"path": $(json_string "$vmcore"), "bytes": $VMCORE_BYTES},
