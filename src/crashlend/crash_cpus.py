@@ -58,8 +58,10 @@ def crash_cpus(
     if count == 1:
         return CrashCpus((), ())
     if facts.boot_apic_id is None:
-        # what nobody asked for is not missed
-        return CrashCpus((), () if by_itself else (UNKNOWN,))
+        if by_itself:  # what nobody asked for is not missed
+            return CrashCpus((), ())
+        # said, for a line that was written for this crash kernel may ask for more
+        return CrashCpus((("nr_cpus=1", "which CPU firmware booted is not known"),), (UNKNOWN,))
     why = (
         AUTO.format(mib(PER_CPU_BYTES), mib(lent_bytes))
         if by_itself

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from crashlend.errors import CrashlendError, RefusedError
 from crashlend.formats import elfcore, newc
-from crashlend.formats.cmdline import crash_cmdline, parameter_name, split
+from crashlend.formats.cmdline import make_line, parameter_name, split
 from crashlend.formats.cmdline_words import Reasoned
 from crashlend.lenders.unasked import unasked_notes
 from crashlend.ranges import Ranges
@@ -60,12 +60,17 @@ class Handed(NamedTuple):
 
 
 def hand_over(
-    facts: Facts, foreseen: Ranges, more: Sequence[tuple[str, str]], append: str, limit: int
+    facts: Facts,
+    foreseen: Ranges,
+    more: Sequence[tuple[str, str]],
+    append: str,
+    limit: int,
+    given: str = "",
 ) -> Handed:
     """Which of the ``foreseen`` ranges can be lent by kexec_file_load.
 
     ``more`` are the other words of crashlend's own; ``limit`` is the image's limit for its command line in bytes: where that is too short, the
-    largest ranges are taken. RefusedError where the loaded image can't be looked at, or may not
+    largest ranges are taken. ``given`` is the line of the setting cmdline. RefusedError where the loaded image can't be looked at, or may not
     be loaded twice.
     """
     kernels = Ranges(facts.cma_ranges or ())
@@ -74,7 +79,7 @@ def hand_over(
         return Handed(foreseen, wanted, unasked_notes(facts, foreseen))
     _demand_a_look(facts)
     words = [*more, Reasoned(PLACEHOLDER, ""), Reasoned("memmap=", "")]
-    line = crash_cmdline(facts.cmdline_bytes, words, append=append, limit=limit - KERNELS_OWN_BYTES)
+    line = make_line(facts.cmdline_bytes, given, words, append, limit - KERNELS_OWN_BYTES)
     room = limit - KERNELS_OWN_BYTES - len(line.encode()) - BOUNCE_BYTES
     by_word = largest(wanted, room)
     notes = list(unasked_notes(facts, foreseen))

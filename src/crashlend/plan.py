@@ -16,7 +16,7 @@ from crashlend.capture.initramfs import load_archive
 from crashlend.crash_cpus import crash_cpus
 from crashlend.errors import RefusedError
 from crashlend.formats.bzimage import BzImage
-from crashlend.formats.cmdline import USUAL_LIMIT, CrashCmdline, crash_cmdline
+from crashlend.formats.cmdline import USUAL_LIMIT, CrashCmdline, make_line
 from crashlend.jsonable import to_json
 from crashlend.lenders import NOTHING, Offer
 from crashlend.lenders.asked import find_in_request
@@ -132,7 +132,9 @@ def make_plan(
     if syscall == "file":
         threads = payload is not None and payload.threads
         cpus = crash_cpus(facts, settings, lent.size, threads=threads)
-        handed = filemode.hand_over(facts, lent, cpus.words, settings.append, limit)
+        handed = filemode.hand_over(
+            facts, lent, cpus.words, settings.append, limit, settings.cmdline
+        )
         lent, by_word, notes = handed.lent, handed.by_word, (*notes, *handed.notes)
     wish = parse_quiesce(settings.dma_quiesce)
     quiesce = plan_quiesce(facts, wish, lending=bool(lent), syscall=syscall, by_word=bool(by_word))
@@ -204,11 +206,12 @@ def _complete(plan: Plan, facts: Facts, settings: Settings, payload: Payload) ->
 
     def lay_out(more: list[tuple[str, str]]) -> tuple[CrashCmdline, Layout]:
         words = [(CORE_HEADER_WORD.format(core.start), "where the core header of production lies")]
-        line = crash_cmdline(
+        line = make_line(
             facts.cmdline_bytes,
+            settings.cmdline,
             [*cpus.words, *words, *more],
-            append=settings.append,
-            limit=limit,
+            settings.append,
+            limit,
         )
         length = len(line.encode())
         return line, arch.lay_out(
@@ -273,11 +276,12 @@ def _complete_file(
     bounce = lowmem.bounce_word(ram, taken)
     if bounce:
         words.append((bounce, lowmem.BOUNCE_REASON))
-    cmdline = crash_cmdline(
+    cmdline = make_line(
         facts.cmdline_bytes,
+        settings.cmdline,
         words,
-        append=settings.append,
-        limit=limit - filemode.KERNELS_OWN_BYTES,
+        settings.append,
+        limit - filemode.KERNELS_OWN_BYTES,
     )
     return replace(
         plan,
@@ -354,9 +358,13 @@ def _load_variables(
 ) -> dict[str, str]:
     """What the capture is told about this load, as shell variables; ranges are half-open.
 
+    Nothing where it is another program's (the setting cmdline): its initramfs stays as it is.
+
     makedumpfile looks at all of production's memory before it writes much: the more there is, the
     longer a capture may seem to stand still before it is given up.
     """
+    if settings.cmdline:
+        return {}
     stall = STALL_SECONDS + STALL_SECONDS_PER_TIB * (facts.meminfo.get("MemTotal", 0) >> 40)
     return {
         "STALL_TIMEOUT": str(stall),

@@ -147,10 +147,14 @@ def build_initramfs(root: Path, spec: CaptureSpec) -> Initramfs:
 def load_archive(variables: Mapping[str, str]) -> bytes:
     """A small archive with /etc/crashlend/load.conf, which overrides capture.conf.
 
+    None, not even an empty one, where there are no variables.
+
     To be appended to the initramfs behind zero bytes up to a multiple of 4. Variables that
     init knows: LENDER, LENT_BYTES, LENT_RANGES (``start-end,…``, half-open), DUMP_LEVEL,
     ALLOW_MISSING_USER_DATA (0 or 1), and every one of capture.conf.
     """
+    if not variables:
+        return b""
     return newc.build([newc.regular("etc/crashlend/load.conf", shell_variables(variables))])
 
 

@@ -31,7 +31,7 @@ LENDING = (
     "dma_quiesce",
     "on_mismatch",
 )
-PAYLOAD = ("kernel", "initramfs", "nr_cpus", "append")
+PAYLOAD = ("kernel", "initramfs", "nr_cpus", "append", "cmdline")
 CAPTURE = ("dump_level", "allow_missing_user_data", "target", "path", "final_action", "hooks")
 
 

@@ -53,7 +53,7 @@ def run(args: argparse.Namespace, *, again: bool = False) -> int:
         say=progress,
         clock=time.monotonic,
         again=again,
-        shrink=args.shrink is not None,
+        shrink=args.shrink is not None or settings.shrink_on_load,
         shrink_to=args.shrink if args.shrink != SMALLEST else None,
     )
     if args.json:

@@ -25,6 +25,7 @@ VERBS = (
     "unload",
     "reload",
     "status",
+    "kexec",
     "snapshot",
     "predict",
     "initramfs",
@@ -55,7 +56,10 @@ def make_parser(verb: str = "") -> argparse.ArgumentParser:
         module = import_module(f"crashlend.cli.{name}_verb")
         words = (module.__doc__ or "").strip().splitlines()[0]
         sub = verbs.add_parser(
-            name, help=words[:1].lower() + words[1:].rstrip("."), description=module.__doc__
+            name,
+            help=words[:1].lower() + words[1:].rstrip("."),
+            description=module.__doc__,
+            **getattr(module, "PARSER", {}),
         )
         module.add_arguments(sub)
         sub.set_defaults(run=module.run)

@@ -113,6 +113,19 @@ class Settings:
     append: str = _setting(
         "", Text(), "extra words for the crash kernel's command line", unset="none"
     )
+    cmdline: str = _setting(
+        "",
+        Text(),
+        "the command line of a crash kernel whose initramfs is another program's, as crashlend kexec is "
+        "given it: of its words only those that would change the crash kernel's memory are dropped, and "
+        "the initramfs is stored as it is",
+        unset="made from production's",
+    )
+    shrink_on_load: bool = _setting(
+        False,
+        Bool(),
+        "load and kexec give back what of the reservation is not needed, as load --shrink does",
+    )
     final_action: str = _setting(
         "reboot",
         Choice(("reboot", "poweroff", "halt", "shell")),

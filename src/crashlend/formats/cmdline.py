@@ -14,7 +14,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, AnyStr, Optional, Union
 
 from crashlend.errors import CrashlendError, UsageError
-from crashlend.formats.cmdline_words import ADDED, DROPPED, NEEDED, Drop, Reasoned
+from crashlend.formats.cmdline_words import (
+    ADDED,
+    DROPPED,
+    NEEDED,
+    OTHERS_OWN,
+    REPEATED,
+    Drop,
+    Reasoned,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -129,6 +137,37 @@ def crash_cmdline(
     line = " ".join([*closed, *(a.word for a in added), *opened, *init])
     _check_length(line, limit, kept)
     return CrashCmdline(line, (*kept, *init), tuple(dropped), tuple(added), limit)
+
+
+def make_line(
+    production: bytes,
+    given: str,
+    add: Iterable[Union[str, tuple[str, str]]],
+    append: str,
+    limit: int,
+) -> CrashCmdline:
+    """The crash kernel's line: made from the one that was ``given`` for it, else production's."""
+    return crash_cmdline(given or production, add, append=append, keep_all=bool(given), limit=limit)
+
+
+def crash_base(production: bytes, append: str = "") -> str:
+    """Of production's line what a crash kernel with another program's initramfs may keep.
+
+    The words that :data:`DROPPED` has are gone, but not those about the root file system and init:
+    such an initramfs may need them. What ``append`` sets is gone, too, but for the words that may
+    stand there several times.
+    """
+    there = {parameter_name(word) for word in split(append)}
+    kept = []
+    for word in split(_decode(production)):
+        if _ends_words(word):
+            break
+        row = _row(word)
+        if _is_open(word) or (row is not None and row.reason not in OTHERS_OWN):
+            continue
+        if parameter_name(word) not in there or parameter_name(word) in REPEATED:
+            kept.append(word)
+    return " ".join(kept)
 
 
 def with_crashkernel(line: bytes, main: str, cma: str) -> bytes:

@@ -151,6 +151,11 @@ DROPPED: tuple[Drop, ...] = (
     Drop("kgdbwait", "nobody waits at the debugger of a capture"),
 )
 
+# Reasons that hold for crashlend's own initramfs alone: another may boot production's root.
+OTHERS_OWN = (_ROOT, _INIT)
+# Words that mean something each time they stand on a line.
+REPEATED = ("console", "earlyprintk", "earlycon")
+
 # What a crash kernel needs to run in the memory that it is given, and to end.
 NEEDED: tuple[Reasoned, ...] = (
     Reasoned("nokaslr", "keeps the kernel where it is entered"),
