@@ -25,7 +25,7 @@ from crashlend.errors import CrashlendError
 from crashlend.lab.guest import userland_suite
 from crashlend.lab.packages import Say, Suite, cache_directory, find_tool, locked, silent
 from crashlend.lab.qemu import Disk, Machine, run_machine
-from crashlend.lab.system.edit import read_file, write_files
+from crashlend.lab.system.edit import read_file, replay, write_files
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -202,6 +202,8 @@ def _start_once(new: Path, kernel: Kernel) -> None:
         disks=(Disk(system.root),),
     )
     run_machine(machine, new.parent, timeout_seconds=FIRST_START_SECONDS)
+    # it went without unmounting: what is put into copies must not be undone by the journal
+    replay(system.root)
     made = f"/var/lib/kdump/initrd.img-{kernel.release}"
     if not read_file(system.root, made):
         lines = (new.parent / "console.log").read_text(errors="replace").splitlines()[-3:]
