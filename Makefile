@@ -12,7 +12,7 @@ N ?= 60
 SEED ?= $(shell date +%Y%m%d)
 SECONDS ?= 60
 
-.PHONY: help demo test unit trials check trial exact proof bench census predictions fuzz soak agree matrix judges conform bare purgatory docs clean
+.PHONY: help demo test unit trials check trial exact proof bench census predictions fuzz soak agree matrix judges conform estimate bare purgatory docs clean
 
 help: ## this list
 	@awk -F':.*## ' '/^[a-z]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' Makefile
@@ -68,6 +68,11 @@ matrix: .venv/.lab ## every lender on every kernel, BIOS and UEFI (34 crashes); 
 judges: .venv/.lab ## what the kernel and kexec-tools load beside crashlend (15 minutes); writes docs/judges.md
 	$(BIN)/crashlend lab judges --data docs/results/judges.json --report docs/judges.md
 
+estimate: .venv/.lab ## estimates beside real captures of the same hosts (20 minutes); writes docs/estimate.md
+	for kernel in 6.1 7.3; do \
+	  $(BIN)/python tools/estimate_proof.py --kernel $$kernel -o docs/results/estimate-$$kernel.json || exit 1; done
+	$(BIN)/python tools/estimate_page.py docs/results > docs/estimate.md
+
 check: .venv/.dev ## linters and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -104,6 +109,7 @@ docs: .venv/.dev ## regenerate what the documents take from code and kept result
 	  $(BIN)/crashlend config --markdown; } > docs/settings.md
 	$(BIN)/python -c "from crashlend.lab.faults import page; print(page(), end='')" > docs/what-can-go-wrong.md
 	$(BIN)/python tools/late_table.py docs/results > docs/late-dma.md
+	$(BIN)/python tools/estimate_page.py docs/results > docs/estimate.md
 
 clean: ## remove .venv and build/
 	rm -rf .venv build

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from crashlend.cli import agree, bench, conform, judges, matrix, soak
+from crashlend.cli import agree, bench, conform, judges, matrix, rehearse, soak
 from crashlend.cli.output import print_json, progress
 from crashlend.cli.trial_flags import add_trial_flags, trial_spec
 from crashlend.errors import EXIT_DONE, EXIT_FAILED, CrashlendError
@@ -21,12 +21,13 @@ RUNS: dict[str, tuple[Any, str]] = {
     "conform": (conform, "does a kernel's ,cma do what upstream promises?"),
     "judges": (judges, "what crashlend loads beside what the kernel and kexec-tools load"),
     "matrix": (matrix, "a table of trials: kernels, lenders, firmware; here or on a cluster"),
+    "rehearse": (rehearse, "this host's crash, played through in a QEMU guest that resembles it"),
     "soak": (soak, "random trials from a seed, each of which must go well"),
 }
 # those that boot some of their guests under UEFI
 UEFI_RUNS = ("agree", "soak")
 # those that may boot no guest here, and look for QEMU themselves where they do
-ELSEWHERE = ("judges", "matrix")
+ELSEWHERE = ("judges", "matrix", "rehearse")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -50,6 +51,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    if args.what == "rehearse" and args.status:  # on a host: it reads a file and boots nothing
+        return rehearse.run(args)
     # the core runs on 3.9, the lab is for workstations (a tuple: mypy would take it for certain)
     if tuple(sys.version_info) < (3, 11):
         raise CrashlendError(

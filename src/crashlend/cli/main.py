@@ -28,6 +28,7 @@ VERBS = (
     "kexec",
     "snapshot",
     "predict",
+    "estimate",
     "initramfs",
     "config",
     "tour",

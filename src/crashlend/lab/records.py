@@ -28,13 +28,16 @@ LAB_COMMANDS = (
     "cli/bench.py",
     "cli/conform.py",
     "cli/demo.py",
+    "cli/estimate_verb.py",
     "cli/judges.py",
     "cli/lab_verb.py",
     "cli/matrix.py",
+    "cli/rehearse.py",
     "cli/run_flags.py",
     "cli/soak.py",
     "cli/trial_flags.py",
     "cli/trials.py",
+    "cli/twin_flags.py",
 )
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from crashlend.errors import EXIT_REFUSED
+from crashlend.lab.guest import LAB_LABEL
 from crashlend.lab.qemu import CPU_MODEL
 
 if TYPE_CHECKING:
@@ -61,7 +62,8 @@ class Spec:
     segment of the image, one at a time (flips.py). ``whole``: at the end production has
     all the memory that it booted with, and so it has after each command that fails. ``late``: which
     device writes after the panic, a key of late.KINDS. ``parity``: both kernels tell what they have
-    of their machine (parity.py); production does where a command says so.
+    of their machine (parity.py); production does where a command says so. ``lab_label`` is the
+    label of the lab's own disk, ``initramfs`` a capture initramfs that is not the lab's.
     """
 
     kernel: Kernel
@@ -104,6 +106,8 @@ class Spec:
     whole: bool = False
     late: str = ""
     parity: bool = False
+    lab_label: str = LAB_LABEL
+    initramfs: Path | None = None
 
 
 @dataclass(frozen=True)

@@ -70,10 +70,14 @@ def run_trial(
     say: Say = silent,
     on_event: Callable[[dict[str, Any]], None] = lambda event: None,
     given_up: Callable[[], str] = lambda: "",
+    stop: EntryStop | None = None,
+    read: Callable[[Path], Saved] | None = None,
 ) -> Outcome:
     """Run one trial. CrashlendError when the lab itself can't; LostVmError when QEMU dies.
 
-    ``given_up`` is asked about once a second, and says why the guest is to end early.
+    ``given_up`` is asked about once a second, and says why the guest is to end early. ``stop``: what
+    to do at purgatory's entry, where the spec's own words for that ask for nothing. ``read``: what was
+    saved, read into that directory, where it is not on the lab's own disk.
     """
     crash = find_crash(spec.crash)  # before anything is made
     own = crash.kind.words if crash else PRODUCTIONS_OWN
@@ -85,11 +89,11 @@ def run_trial(
             directory.mkdir(parents=True, exist_ok=True)
             remove_traces(directory)
         root = build_root(spec.kernel, say)
-        boot = build_boot_initramfs(spec.kernel, say, disk=spec.disk)
+        boot = build_boot_initramfs(spec.kernel, say, lab_label=spec.lab_label, disk=spec.disk)
         accel = choose_accel(spec.accel, spec.kernel.vmlinuz, directory)
         spec = replace(spec, accel=accel)
         disk = make_lab_disk(spec, directory, say)
-        stop = stop_of(spec)
+        stop = stop or stop_of(spec)
         if stop:
             stack.enter_context(stop)
         boot_disk = ""
@@ -136,7 +140,7 @@ def run_trial(
         )
         if stop:
             stop.finish(machine, say)
-        saved = read_saved(disk, directory)
+        saved = read(directory) if read else read_saved(disk, directory)
         plan = load_answer(report).get("plan", {})
         checks = run_checks(spec, report, plan, saved)
         if stop:
@@ -231,7 +235,8 @@ def make_lab_disk(spec: Spec, directory: Path, say: Say) -> Path:
         commands = spec.commands or (load_command(spec, spec.loader, production_words(spec)),)
         commands += (STOP,) if spec.proof or spec.flips else ()
         if not spec.build_in_guest:
-            shutil.copy(build_capture(spec.kernel, hooks, say, disk=spec.disk), tree / "initramfs")
+            own = spec.initramfs or build_capture(spec.kernel, hooks, say, disk=spec.disk)
+            shutil.copy(own, tree / "initramfs")
             if any(command.program == "kexec" for command in commands):
                 capture = (tree / "initramfs").read_bytes()
                 (tree / INITRAMFS).write_bytes(kexec_initramfs(capture, spec.dump_level))
@@ -262,7 +267,7 @@ def make_lab_disk(spec: Spec, directory: Path, say: Say) -> Path:
                 }
             )
         )
-        pack_ext4(tree, disk, "CRASH", free_bytes=DISK_FREE_BYTES)
+        pack_ext4(tree, disk, spec.lab_label, free_bytes=DISK_FREE_BYTES)
     return disk
 
 
@@ -290,15 +295,15 @@ def complete_words(spec: Spec, words: Sequence[str]) -> list[str]:
     return [*out, *words[1:]]
 
 
-def read_saved(disk: Path, directory: Path) -> Saved:
-    """Copy the dump's directory out of the disk image (debugfs needs no root)."""
+def read_saved(disk: Path, directory: Path, path: str = "/crash") -> Saved:
+    """Copy the dumps' directory ``path`` out of the disk image (debugfs needs no root)."""
     out = directory / "saved"
     out.mkdir(exist_ok=True)
     done = subprocess.run(
         [
             find_tool("debugfs", "install the package e2fsprogs"),
             "-R",
-            f"rdump /crash {os.path.relpath(out, directory)}",
+            f"rdump {path} {os.path.relpath(out, directory)}",
             str(disk),
         ],
         cwd=directory,
@@ -307,7 +312,7 @@ def read_saved(disk: Path, directory: Path) -> Saved:
     )
     if done.returncode != 0:
         raise CrashlendError("cannot read the lab's disk", done.stderr.decode()[-200:])
-    newest = sorted(path for path in (out / "crash").glob("*") if path.is_dir())
+    newest = sorted(one for one in (out / Path(path).name).glob("*") if one.is_dir())
     if not newest:
         return Saved({}, "", None)
     where = newest[-1]

@@ -1,0 +1,437 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Rehearsals: the twin's shape, the stand-in for the target, the record and whether it applies."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import lzma
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from build import BLOCK, GIB, MIB, facts, host, write_tree
+from crashlend.capture.initramfs import shell_variables
+from crashlend.cli.main import main
+from crashlend.config import Settings
+from crashlend.errors import CrashlendError, FormatError
+from crashlend.formats import newc
+from crashlend.lab.kernels import Kernel
+from crashlend.lab.outcome import Outcome
+from crashlend.lab.qemu import Report
+from crashlend.lab.spec import Check, Spec
+from crashlend.lab.twin import standin
+from crashlend.lab.twin.contents import read_capture, read_files
+from crashlend.lab.twin.rehearse import Played
+from crashlend.lab.twin.run import Payload, twin_spec
+from crashlend.lab.twin.shape import resemble
+from crashlend.rehearsal import (
+    PARTS,
+    Rehearsal,
+    fingerprints,
+    in_words,
+    read_rehearsal,
+    write_rehearsal,
+)
+
+if TYPE_CHECKING:
+    from crashlend.lab.twin.shape import Shape
+
+RESERVED = (0xA0000000, 0xA0000000 + 256 * MIB)
+
+
+# ---- the shape
+
+
+def changed(shape: Shape) -> set[str]:
+    return {change.what for change in shape.changes}
+
+
+def test_a_small_host_has_a_twin_of_its_own_shape() -> None:
+    """Memory, CPUs, firmware, lent memory and crashkernel= are as on the host; nothing is changed."""
+    known = facts(cmdline=b"root=/dev/vda1 crashkernel=1G,cma crashkernel=256M audit=1\n")
+    shape = resemble(known, Settings())
+    assert shape.cmdline == "crashkernel=1G,cma crashkernel=256M audit=1"
+    assert (shape.cpus, shape.nodes, shape.firmware) == (2, 1, "bios")
+    assert shape.lend_bytes == GIB
+    # the bytes that firmware keeps for itself are no RAM
+    assert 4 * GIB - MIB <= shape.memory_bytes <= 4 * GIB
+    assert shape.changes == ()
+    assert "la57=off" in shape.cpu_model
+
+
+def test_a_large_host_is_scaled_and_it_is_said() -> None:
+    """64 GiB, 64 CPUs and two nodes become less; each is a change with what the host has."""
+    dimm = (5 * GIB, 69 * GIB)
+    blocks = dict.fromkeys(range(40, 552), 1)
+    known = facts(
+        cmdline=b"crashkernel=1G,cma crashkernel=256M hugepages=1000 movablecore=32G\n",
+        dimms=[dimm],
+        nodes=blocks,
+        cpus=64,
+        flags="fpu la57",
+    )
+    shape = resemble(known, Settings())
+    assert shape.memory_bytes == 4 * GIB
+    assert shape.cpus == 4
+    assert shape.lend_bytes == GIB
+    assert {"memory", "CPUs", "hugepages", "movablecore"} <= changed(shape)
+    host_bytes = next(c.host for c in shape.changes if c.what == "memory")
+    assert 68 * 1024 - 1 <= float(host_bytes.split()[0]) <= 68 * 1024
+    words = dict(word.split("=") for word in shape.cmdline.split() if "=" in word)
+    assert 40 < int(words["hugepages"]) < 80
+    assert words["movablecore"].endswith("M")
+    assert "la57" not in shape.cpu_model
+
+
+def test_a_range_of_sizes_is_what_came_of_it_on_the_host() -> None:
+    """The twin's memory would choose another size: the words name what the host reserved."""
+    known = facts(cmdline=b"crashkernel=1G-4G:64M,4G-:256M crashkernel=512M,cma\n")
+    shape = resemble(known, Settings())
+    assert shape.cmdline == "crashkernel=512M,cma crashkernel=256M"
+    change = next(c for c in shape.changes if c.what == "crashkernel")
+    assert change.host == "crashkernel=1G-4G:64M,4G-:256M"
+
+
+def test_a_high_reservation_stays_high() -> None:
+    """The twin has memory above 4 GiB for it, and the words for both parts."""
+    low, high = (0xA0000000, 0xA0000000 + 128 * MIB), (4 * GIB + 256 * MIB, 4 * GIB + 512 * MIB)
+    known = facts(cmdline=b"crashkernel=256M,high\n", reservations=[low, high])
+    shape = resemble(known, Settings())
+    assert shape.cmdline.split() == ["crashkernel=256M,high", "crashkernel=128M,low"]
+    assert shape.memory_bytes >= 4 * GIB - MIB
+
+
+def test_more_is_lent_than_the_twin_has() -> None:
+    """What is lent is cut to the twin's room, in whole blocks, and it is said."""
+    known = facts(cmdline=b"crashkernel=256M\n", dimms=[(5 * GIB, 69 * GIB)])
+    shape = resemble(known, Settings(lend=16 * GIB))
+    assert 0 < shape.lend_bytes < 2 * GIB
+    assert shape.lend_bytes % BLOCK == 0
+    assert "lent" in changed(shape)
+    assert resemble(known, Settings(lend=16 * GIB, lender="none")).lend_bytes == 0
+
+
+def test_firmware_and_lockdown() -> None:
+    """UEFI stays UEFI; Secure Boot only with a signed kernel; a machine to stop has BIOS."""
+    known = facts(efi=True)
+    assert resemble(known, Settings()).firmware == "uefi"
+    locked = facts(efi=True, lockdown="integrity")
+    assert resemble(locked, Settings(), signed=True).firmware == "secure"
+    unsigned = resemble(locked, Settings())
+    assert unsigned.firmware == "uefi"
+    assert "firmware" in changed(unsigned)
+    assert resemble(known, Settings(), simple=True).firmware == "bios"
+
+
+# ---- the initramfs and its stand-in
+
+FS = {
+    "TARGET_KIND": "fs",
+    "TARGET_SPEC": "UUID=0b5c9f8e-5f0d-4d8b-9d3a-0123456789ab",
+    "TARGET_DEVICE": "UUID=0b5c9f8e-5f0d-4d8b-9d3a-0123456789ab",
+    "TARGET_FSTYPE": "ext4",
+    "TARGET_OPTIONS": "",
+    "TARGET_PATH": "/var/crash",
+}
+
+
+def initramfs(
+    targets: list[dict[str, str]] | None = None,
+    modules: str = "virtio_pci virtio-blk ext4",
+    **variables: str,
+) -> bytes:
+    """A capture initramfs as far as a twin looks at it, in an xz archive."""
+    targets = [FS] if targets is None else targets
+    names = " ".join(map(str, range(len(targets))))
+    members = [
+        newc.regular("init", b"#!/bin/sh\n", 0o755),
+        newc.regular(
+            "etc/crashlend/capture.conf",
+            shell_variables({"TARGETS": names, "DUMP_LEVEL": "31", **variables}),
+        ),
+        newc.regular(
+            "etc/crashlend/modules",
+            "".join(f"/lib/modules/{name}.ko\n" for name in modules.split()).encode(),
+        ),
+        *(
+            newc.regular(f"etc/crashlend/targets/{n}.conf", shell_variables(target))
+            for n, target in enumerate(targets)
+        ),
+    ]
+    return lzma.compress(newc.build(members), lzma.FORMAT_XZ, lzma.CHECK_CRC32)
+
+
+def test_an_initramfs_is_read_as_the_kernel_unpacks_it() -> None:
+    """Plain, gzip and xz archives behind each other with padding; the last file of a name wins."""
+    first = newc.build([newc.regular("a", b"1"), newc.regular("b", b"1")])
+    second = gzip.compress(newc.build([newc.regular("b", b"2")]))
+    third = lzma.compress(newc.build([newc.regular("c", b"3")]), lzma.FORMAT_XZ)
+    data = first + bytes(8) + second + bytes(-len(second) % 4) + third + bytes(4)
+    assert read_files(data) == {"a": b"1", "b": b"2", "c": b"3"}
+    with pytest.raises(FormatError):
+        read_files(first + b"nonsense")
+
+
+def test_a_capture_says_its_targets_and_modules() -> None:
+    """Quoted values come back as they were; modules without path and suffix."""
+    target = {**FS, "TARGET_OPTIONS": "it's a; $HOME"}
+    capture = read_capture(initramfs([target], HOST="a b"))
+    assert capture.targets == (target,)
+    assert capture.variables["HOST"] == "a b"
+    assert capture.modules == ("virtio_pci", "virtio_blk", "ext4")
+
+
+def test_another_programs_initramfs_is_refused() -> None:
+    """An initramfs without crashlend's settings says nothing of its target: a clear refusal."""
+    foreign = newc.build([newc.regular("init", b"#!/bin/sh\n", 0o755)])
+    with pytest.raises(CrashlendError, match="not crashlend's own"):
+        read_capture(foreign)
+
+
+def made(tmp_path: Path, data: bytes, builtin: str = "") -> standin.StandIn:
+    """The stand-in for that capture, with a kernel whose modules are one made-up tree."""
+    modules = tmp_path / "lib/modules/6.1.0-test"
+    (modules / "kernel").mkdir(parents=True)
+    names = ("virtio_pci", "virtio_blk", "ext4")
+    for name in names:
+        (modules / f"kernel/{name}.ko").write_bytes(b"\x7fELF" + name.encode())
+    (modules / "modules.dep").write_text("".join(f"kernel/{name}.ko:\n" for name in names))
+    (modules / "modules.alias").write_text("alias fs-ext4 ext4\n")
+    (modules / "modules.builtin").write_text(builtin)
+    kernel = Kernel("k", "6.1.0-test", "bookworm", Path("vmlinuz"), modules, None)
+    return standin.make_standin(read_capture(data), kernel, tmp_path)
+
+
+def test_the_stand_in_has_the_targets_uuid_and_bus(tmp_path: Path) -> None:
+    """An NVMe host's ext4 by UUID: the same on NVMe; only the lab's hooks come behind the initramfs."""
+    found = made(tmp_path, initramfs(modules="nvme_core nvme ext4"))
+    assert (found.bus, found.uuid, found.path) == ("nvme", FS["TARGET_DEVICE"][5:], "/var/crash")
+    assert found.changes == ()
+    assert set(read_files(found.archive)) == {
+        "etc/crashlend/hooks/pre.d/00-twin",
+        "etc/crashlend/hooks/post.d/99-twin",
+    }
+    # the superblock, as the capture reads it (ext4: 1024 + 0x68)
+    with found.image.open("rb") as file:
+        file.seek(1128)
+        assert file.read(16).hex() == found.uuid.replace("-", "")
+    assert "nvme,drive=standin,serial=standin" in found.words(found.image)
+
+
+def test_a_label_is_enough(tmp_path: Path) -> None:
+    """A target by label has a stand-in with that label (ext4: at 1024 + 0x78)."""
+    target = {**FS, "TARGET_DEVICE": "LABEL=dumps", "TARGET_SPEC": "LABEL=dumps"}
+    found = made(tmp_path, initramfs([target]))
+    with found.image.open("rb") as file:
+        file.seek(1144)
+        assert file.read(16).rstrip(b"\0") == b"dumps"
+    assert found.changes == ()
+
+
+@pytest.mark.parametrize(
+    ("targets", "modules", "why"),
+    [
+        ([{"TARGET_KIND": "nfs", "TARGET_SPEC": "nfs://h/x"}], "virtio_blk", "of the kind nfs"),
+        ([{**FS, "TARGET_FSTYPE": "xfs"}], "virtio_blk", "makes no xfs"),
+        ([{**FS, "TARGET_STACK": "lvm"}], "virtio_blk", "several devices"),
+        ([{**FS, "TARGET_DEVICE": "/dev/sda1"}], "virtio_blk", "neither by UUID nor by label"),
+        ([FS], "mpt3sas", "no disk for any of mpt3sas"),
+        ([], "virtio_blk", "no target"),
+    ],
+)
+def test_what_has_no_stand_in_is_replaced_and_it_is_said(
+    tmp_path: Path, targets: list[dict[str, str]], modules: str, why: str
+) -> None:
+    """Then it is ext4 on virtio, whose modules, target and init's part come behind the initramfs."""
+    found = made(tmp_path, initramfs(targets, modules))
+    assert (found.bus, found.label) == ("virtio_blk", standin.LABEL)
+    change = next(c for c in found.changes if c.what == "dump target")
+    assert why in change.why
+    combined = read_capture(standin.appended(initramfs(targets, modules), found.archive))
+    assert combined.variables["TARGETS"] == standin.LABEL
+    assert combined.targets[0]["TARGET_DEVICE"] == f"LABEL={standin.LABEL}"
+    assert {"virtio_pci", "virtio_blk", "ext4"} <= set(combined.modules)
+    files = read_files(found.archive)
+    assert b"fs_open()" in files["init"]
+
+
+def test_of_several_targets_the_first_that_can_be_had(tmp_path: Path) -> None:
+    """A network target before a local one is left out, and it is said; the local one is unchanged."""
+    remote = {"TARGET_KIND": "ssh", "TARGET_SPEC": "ssh://a@b/c"}
+    data = initramfs([remote, FS])
+    found = made(tmp_path, data)
+    combined = read_capture(standin.appended(data, found.archive))
+    assert combined.targets == (FS,)
+    assert [c.what for c in found.changes] == ["dump targets"]
+
+
+def test_a_final_action_that_never_ends_is_replaced(tmp_path: Path) -> None:
+    """Shell and halt become reboot, poweroff stays: the twin must end by itself."""
+    data = initramfs(FINAL_ACTION="shell")
+    found = made(tmp_path, data)
+    combined = read_capture(standin.appended(data, found.archive))
+    assert combined.variables["FINAL_ACTION"] == "reboot"
+    assert [c.what for c in found.changes] == ["final action"]
+
+
+def test_a_driver_that_is_built_in_counts(tmp_path: Path) -> None:
+    """Where the initramfs loads no disk's driver, one that is built into the kernel will do."""
+    assert made(tmp_path, initramfs(modules=""), "kernel/virtio_blk.ko\n").bus == "virtio_blk"
+
+
+def test_a_twin_loads_with_the_hosts_settings(tmp_path: Path) -> None:
+    """What the host's settings say reaches the guest's load; the unchanged initramfs comes first."""
+    data = initramfs()
+    disk = made(tmp_path, data)
+    kernel = Kernel("k", "6.1.0-test", "bookworm", tmp_path / "vmlinuz", tmp_path, None)
+    settings = Settings(nr_cpus=3, append="quiet", dump_level=23, lend_min=64 * MIB)
+    shape = resemble(facts(), settings)
+    spec = twin_spec(Payload(kernel, data, ()), shape, settings, disk, tmp_path, timeout_seconds=9)
+    words = spec.commands[0].words
+    assert words[words.index("--nr-cpus") + 1] == "3"
+    assert "--append=quiet" in words
+    assert (spec.dump_level, spec.lend_bytes, spec.cmdline) == (23, GIB, shape.cmdline)
+    assert spec.initramfs is not None
+    assert spec.initramfs.read_bytes().startswith(data)
+
+
+# ---- the verdict
+
+
+def played(*checks: Check, **more: Any) -> Played:
+    """A rehearsal whose trial ended like that."""
+    kernel = Kernel("k", "6.1.0-test", "bookworm", Path("v"), Path("m"), None)
+    report = Report([{"event": "crashing", "at": 1.0}], 2.0)
+    capture = more.pop("capture", {})
+    outcome = Outcome(Spec(kernel=kernel), report, {}, capture, "", checks, "", **more)
+    return Played(resemble(facts(), Settings()), (), outcome)
+
+
+def test_a_failed_rehearsal_says_why() -> None:
+    """The crash kernel's last words, or the capture's own reason, before the check that failed."""
+    bad = Check("dump saved", False, "nothing was left on the disk")
+    assert played(Check("dump saved", True, "")).reason == ""
+    died = played(bad, death_by_memory="System is deadlocked on memory")
+    assert died.reason.startswith("System is deadlocked on memory (dump saved")
+    told = played(bad, capture={"reason": "cannot mount /dev/vdc"})
+    assert told.reason.startswith("cannot mount /dev/vdc")
+    assert played(bad).reason == "dump saved: nothing was left on the disk"
+
+
+# ---- the record
+
+
+def test_fingerprints_change_with_what_they_stand_for() -> None:
+    """Each of kernel, initramfs, settings and layout changes its own fingerprint and no other."""
+    known, settings = facts(), Settings()
+    before = fingerprints(known, settings, b"k", b"i")
+    assert set(before) == set(PARTS)
+
+    def differs(after: dict[str, str]) -> set[str]:
+        return {part for part in PARTS if before[part] != after.get(part)}
+
+    assert differs(fingerprints(known, settings, b"K", b"i")) == {"kernel"}
+    assert differs(fingerprints(known, settings, b"k", b"I")) == {"initramfs"}
+    assert differs(fingerprints(known, replace(settings, dump_level=1), b"k", b"i")) == {"settings"}
+    assert differs(fingerprints(facts(cpus=3), settings, b"k", b"i")) == {"layout"}
+    words = facts(cmdline=b"crashkernel=512M\n")
+    assert differs(fingerprints(words, settings, b"k", b"i")) == {"layout"}
+    # where a file lies is nothing, what is in it all
+    named = replace(settings, kernel="/boot/other", initramfs="/x")
+    assert differs(fingerprints(known, named, b"k", b"i")) == set()
+
+
+def test_another_boot_of_the_same_host_is_the_same() -> None:
+    """Addresses are not in a fingerprint: the reservation may lie elsewhere."""
+    here = facts(reservations=[RESERVED])
+    there = facts(reservations=[(0x90000000, 0x90000000 + 256 * MIB)])
+    assert fingerprints(here, Settings(), b"k", b"i") == fingerprints(there, Settings(), b"k", b"i")
+
+
+def rehearsal(**more: Any) -> Rehearsal:
+    values: dict[str, Any] = {
+        "date": "2026-01-02T03:04:05Z",
+        "ok": True,
+        "reason": "",
+        "release": "6.1.0",
+        "fingerprints": fingerprints(facts(), Settings(), b"k", b"i"),
+    }
+    return Rehearsal(**{**values, **more})
+
+
+def test_a_record_says_whether_it_still_applies() -> None:
+    """Exactly this, or what has changed since; unknown files are not compared."""
+    now = fingerprints(facts(), Settings(), b"k", b"i")
+    assert in_words(None, now) == "never rehearsed"
+    words = in_words(rehearsal(), now)
+    assert words == "rehearsed on 2026-01-02T03:04:05Z with exactly this: the dump was saved"
+    newer = fingerprints(facts(), Settings(), b"newer", b"i")
+    assert rehearsal().changed(newer) == ("kernel",)
+    assert "the kernel image changed since" in in_words(rehearsal(), newer)
+    assert rehearsal().changed(fingerprints(facts(), Settings(), None, None)) == ()
+    assert "it failed: too small" in in_words(rehearsal(ok=False, reason="too small"), now)
+
+
+def test_a_record_is_kept_and_read_back(tmp_path: Path) -> None:
+    """What is written is read back whole; none is none; a damaged one is an error with a hint."""
+    place = tmp_path / "var/rehearsal.json"
+    assert read_rehearsal(place) is None
+    one = rehearsal(twin=("memory: less",), result={"checks": []})
+    write_rehearsal(one, place)
+    assert read_rehearsal(place) == one
+    for damaged in ("{", "[]", '{"schema": 2}', '{"schema": 1, "date": 3}'):
+        place.write_text(damaged)
+        with pytest.raises(CrashlendError, match="no record") as caught:
+            read_rehearsal(place)
+        assert caught.value.hint == "rehearse again"
+
+
+def test_status_of_a_snapshot(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Exit codes: 4 never, 0 rehearsed and the same, 1 when settings differ or it failed."""
+    root = tmp_path / "root"
+    write_tree(root, host())
+    words = ["lab", "rehearse", "--status", "--root", str(root), "-o", str(tmp_path / "r.json")]
+    assert main(words) == 4
+    kept = fingerprints(facts(), Settings(), b"k", b"i")
+    write_rehearsal(rehearsal(fingerprints=kept), tmp_path / "r.json")
+    capsys.readouterr()
+    assert main([*words, "--json"]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["changed"] == []
+    assert answer["rehearsed"]["ok"] is True
+    assert main([*words, "--dump-level", "1"]) == 1
+    assert "the settings changed since" in capsys.readouterr().out
+    write_rehearsal(rehearsal(fingerprints=kept, ok=False), tmp_path / "r.json")
+    assert main(words) == 1
+
+
+def test_a_snapshot_has_no_kernel(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Both verbs say so, and how to name one; and that a snapshot's record needs a place."""
+    root = tmp_path / "root"
+    write_tree(root, host())
+    for verb in (["estimate"], ["lab", "rehearse", "-o", str(tmp_path / "r")]):
+        assert main([*verb, "--root", str(root)]) == 2
+        told = capsys.readouterr().err
+        assert "a snapshot holds none" in told
+        assert "--kernel" in told
+    assert main(["lab", "rehearse", "--status", "--root", str(root)]) == 2
+
+
+def test_an_unprivileged_reader_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Without root's view of memory there is no twin, and the hint says what to do."""
+    root = tmp_path / "root"
+    write_tree(root, host(hidden=True))
+    assert main(["estimate", "--root", str(root), "--kernel", "6.1"]) == 1
+    assert "root" in capsys.readouterr().err
+
+
+def test_the_stand_ins_image_is_a_file_system(tmp_path: Path) -> None:
+    """A check of the file system finds nothing wrong, and it is sparse."""
+    found = made(tmp_path, initramfs())
+    done = subprocess.run(["e2fsck", "-fn", found.image], capture_output=True, check=False)
+    assert done.returncode == 0
+    assert found.image.stat().st_blocks * 512 < 128 * MIB
