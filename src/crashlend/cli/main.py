@@ -31,6 +31,7 @@ VERBS = (
     "estimate",
     "initramfs",
     "config",
+    "dumps",
     "tour",
     "lab",
 )

@@ -1,0 +1,283 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""List, check, prune and look into saved dumps.
+
+DUMP is the directory that a capture made, by path or by name; a directory that holds such ones, or
+none at all, means the newest in it.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Optional
+
+from crashlend.cli import dumps_analyze, dumps_show
+from crashlend.cli.hosts import settings_from
+from crashlend.cli.main import add_root
+from crashlend.cli.output import print_json, printable, progress
+from crashlend.dumps.check import Verdict, check_dump
+from crashlend.dumps.directory import FLAT, Dump, find_dumps, is_dump_directory, read_dump
+from crashlend.dumps.place import find_places
+from crashlend.dumps.prune import choose, is_under_way, leftovers, remove, remove_leftover
+from crashlend.dumps.recover import default_target, is_raw, recover_raw, unflatten
+from crashlend.errors import EXIT_DONE, EXIT_FAILED, CrashlendError, UsageError
+from crashlend.sizes import mib
+
+if TYPE_CHECKING:
+    import argparse
+
+REASON_WIDTH = 48
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    actions = parser.add_subparsers(metavar="ACTION", dest="action", required=True)
+    listing = actions.add_parser("list", help="what is there, newest first")
+    _add_place(listing, "directory")
+    add_root(listing)
+    check = actions.add_parser("check", help="can they be used? exits 1 when one can not")
+    check.add_argument("dumps", nargs="*", metavar="DUMP", help="default: all that are there")
+    _add_place(check, "--dir")
+    add_root(check)
+    prune = actions.add_parser("prune", help="remove all but a number of them")
+    _add_place(prune, "directory")
+    prune.add_argument(
+        "--keep", type=int, required=True, metavar="N", help="how many stay, of each host"
+    )
+    prune.add_argument("--dry-run", action="store_true", help="only say what would go")
+    add_root(prune)
+    for name, words in (
+        ("show", "the panic, the stack, registers and modules, from the log"),
+        ("analyze", "tasks, the crashing stack and modules, by drgn (extra [analyze])"),
+    ):
+        look = actions.add_parser(name, help=words)
+        look.add_argument("dump", nargs="?", metavar="DUMP", help="default: the newest")
+        _add_place(look, "--dir")
+        add_root(look)
+        if name == "analyze":
+            dumps_analyze.add_arguments(look)
+    recover = actions.add_parser("recover", help="make a vmcore of a flattened or a raw dump")
+    recover.add_argument(
+        "source", type=Path, metavar="SOURCE", help="vmcore.flat, its directory, or a raw device"
+    )
+    recover.add_argument(
+        "--output", "-o", type=Path, metavar="FILE", help="the vmcore (default: beside vmcore.flat)"
+    )
+    _add_place(recover, "--dir")
+    recover.add_argument(
+        "--mark", action="store_true", help="note on the raw device that its dump was taken"
+    )
+    add_root(recover)
+
+
+def _add_place(parser: argparse.ArgumentParser, name: str) -> None:
+    words = "where the dumps are (default: by the settings target and path)"
+    if name.startswith("-"):
+        parser.add_argument(name, dest="directory", type=Path, metavar="DIR", help=words)
+    else:
+        parser.add_argument(name, nargs="?", type=Path, metavar="DIR", help=words)
+
+
+def run(args: argparse.Namespace) -> int:
+    return _ACTIONS[args.action](args)
+
+
+def _places(args: argparse.Namespace) -> list[Path]:
+    if args.directory is not None:
+        return [args.directory]
+    settings = settings_from(args)
+    return find_places(args.root, settings.target, settings.path)
+
+
+def _all_dumps(args: argparse.Namespace) -> list[Dump]:
+    found = [dump for place in _places(args) for dump in find_dumps(place)]
+    return sorted(found, key=lambda d: (d.when, d.path.name), reverse=True)
+
+
+def find_dump(args: argparse.Namespace, name: Optional[str]) -> Dump:
+    """The dump that a word of the command line means."""
+    if name is not None and is_dump_directory(Path(name).resolve()):
+        return read_dump(Path(name).resolve())
+    if name is not None and Path(name).is_dir():
+        args.directory = Path(name)
+        name = None
+    for dump in _all_dumps(args):
+        if name is None or dump.path.name == name:
+            return dump
+    where = ", ".join(str(place) for place in _places(args))
+    raise UsageError(
+        f"no dump {name}" if name else "no dump", f"not in {where}", hint="see crashlend dumps list"
+    )
+
+
+# --- list ---------------------------------------------------------------------------------------
+
+
+def _list(args: argparse.Namespace) -> int:
+    dumps = _all_dumps(args)
+    if args.json:
+        print_json({"schema": 1, "dumps": [dump_json(dump) for dump in dumps]})
+        return EXIT_DONE
+    if not dumps:
+        print("no dumps")
+        return EXIT_DONE
+    head = ("when (UTC)", "host", "kernel", "size", "level", "complete", "reason")
+    rows: list[tuple[str, ...]] = [head, *map(_row, dumps)]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
+    for row in rows:
+        cells = [cell.ljust(width) for cell, width in zip(row, widths)]
+        print("  ".join(cells).rstrip())
+    return EXIT_DONE
+
+
+def _row(dump: Dump) -> tuple[str, ...]:
+    reason = printable(dump.reason) or "-"
+    if len(reason) > REASON_WIDTH:
+        reason = reason[: REASON_WIDTH - 3] + "..."
+    cells = (
+        dump.when.replace("T", " ").rstrip("Z"),
+        dump.host,
+        dump.release or "-",
+        mib(dump.bytes) if dump.vmcore else "-",
+        "-" if dump.level is None else str(dump.level),
+        "yes" if dump.complete else "no",
+    )
+    return (*map(printable, cells), reason)
+
+
+def dump_json(dump: Dump) -> dict[str, Any]:
+    """A dump as JSON; part of the contract of ``dumps --json``."""
+    core = dump.core
+    return {
+        "path": str(dump.path),
+        "when": dump.when,
+        "host": dump.host,
+        "kernel": dump.release or None,
+        "reason": dump.reason or None,
+        "vmcore": str(dump.vmcore) if dump.vmcore else None,
+        "bytes": dump.bytes,
+        "form": core.form if core else None,
+        "flattened": core.flattened if core else None,
+        "compression": core.compression if core else None,
+        "level": dump.level,
+        "lent_bytes": dump.lent.size,
+        "complete": dump.complete,
+        "faults": list(dump.faults),
+    }
+
+
+# --- check --------------------------------------------------------------------------------------
+
+
+def _check(args: argparse.Namespace) -> int:
+    dumps = [find_dump(args, name) for name in args.dumps] or _all_dumps(args)
+    verdicts = [check_dump(dump) for dump in dumps]
+    if args.json:
+        print_json({"schema": 1, "dumps": [_verdict_json(verdict) for verdict in verdicts]})
+    elif not verdicts:
+        print("no dumps")
+    else:
+        for verdict in verdicts:
+            _print_verdict(verdict)
+    return EXIT_DONE if all(verdict.usable for verdict in verdicts) else EXIT_FAILED
+
+
+def _verdict_json(verdict: Verdict) -> dict[str, Any]:
+    return {
+        **dump_json(verdict.dump),
+        "usable": verdict.usable,
+        "findings": [{"what": f.what, "ok": f.ok, "detail": f.detail} for f in verdict.findings],
+        "hint": verdict.hint or None,
+    }
+
+
+def _print_verdict(verdict: Verdict) -> None:
+    print(f"{printable(str(verdict.dump.path))}: {'usable' if verdict.usable else 'NOT USABLE'}")
+    marks = {True: "ok", False: "FAILED", None: "-"}
+    for finding in verdict.findings:
+        print(f"  {marks[finding.ok]:<6} {finding.what}: {printable(finding.detail)}")
+    if verdict.hint:
+        print(f"  hint: {verdict.hint}")
+
+
+# --- prune --------------------------------------------------------------------------------------
+
+
+def _prune(args: argparse.Namespace) -> int:
+    if args.keep < 0:
+        raise UsageError("--keep", f"{args.keep} is no number of dumps", hint="0 or more")
+    gone: list[str] = []
+    kept: list[dict[str, str]] = []
+    for place in _places(args):
+        for path in leftovers(place):
+            progress(f"{path}: left by a prune that was interrupted")
+            if not args.dry_run:
+                remove_leftover(path)
+        dumps = find_dumps(place)
+        now = time.time()
+        choice = choose(dumps, args.keep, [dump for dump in dumps if is_under_way(dump, now)])
+        for dump in choice.go:
+            if args.dry_run or remove(dump):
+                gone.append(str(dump.path))
+        kept += [{"path": str(dump.path), "why": why} for dump, why in choice.kept]
+    if args.json:
+        print_json({"schema": 1, "dry_run": args.dry_run, "removed": gone, "kept": kept})
+        return EXIT_DONE
+    word = "would remove" if args.dry_run else "removed"
+    for name in gone:
+        print(f"{word} {printable(name)}")
+    for one in kept:
+        print(f"kept {printable(one['path'])}: {printable(one['why'])}")
+    return EXIT_DONE
+
+
+# --- the rest -----------------------------------------------------------------------------------
+
+
+def _show(args: argparse.Namespace) -> int:
+    return dumps_show.show(find_dump(args, args.dump), as_json=args.json)
+
+
+def _analyze(args: argparse.Namespace) -> int:
+    return dumps_analyze.analyze(find_dump(args, args.dump), args)
+
+
+def _recover(args: argparse.Namespace) -> int:
+    source = args.source / FLAT if args.source.is_dir() else args.source
+    if not source.exists():
+        raise CrashlendError(f"cannot recover {source}", "it does not exist")
+    if is_raw(source):
+        path, made = recover_raw(source, _raw_place(args), mark=args.mark)
+        dump = read_dump(path)
+        if args.json:
+            print_json({"schema": 1, "made": made, **dump_json(dump)})
+        else:
+            state = "; ".join(dump.faults) or mib(dump.bytes)
+            print(f"{printable(str(path))}{'' if made else ' (was there)'}: {printable(state)}")
+        return EXIT_DONE
+    target = args.output or default_target(source)
+    size = unflatten(source, target)
+    if args.json:
+        print_json({"schema": 1, "vmcore": str(target), "bytes": size})
+    else:
+        print(f"{printable(str(target))}: {mib(size)}")
+    return EXIT_DONE
+
+
+def _raw_place(args: argparse.Namespace) -> Path:
+    """Where the directory of a raw dump goes: the path of the settings where no target is mounted."""
+    try:
+        place = _places(args)[0]
+    except CrashlendError:
+        place = Path(args.root, settings_from(args).path.lstrip("/"))
+    place.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return place
+
+
+_ACTIONS = {
+    "list": _list,
+    "check": _check,
+    "prune": _prune,
+    "show": _show,
+    "analyze": _analyze,
+    "recover": _recover,
+}

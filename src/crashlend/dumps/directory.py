@@ -1,0 +1,212 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The directories that captures leave: which are ours, and what their small files say. Reads only.
+
+A capture makes ``<host>-<UTC time>`` (init/directory.sh) and puts these files into it, each under its
+final name only when it is whole. A directory that holds anything else is not taken for ours.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Optional
+
+from crashlend.dumps.core import Core, read_core
+from crashlend.dumps.corefile import open_core
+from crashlend.dumps.log import find_reason, find_release
+from crashlend.errors import CrashlendError, FormatError
+from crashlend.ranges import Ranges
+
+CAPTURE, HOLES, DMESG, LOG = "capture.json", "holes.json", "dmesg.txt", "capture.log"
+VMCORE, FLAT = "vmcore", "vmcore.flat"
+DUMPS = (VMCORE, FLAT)
+UNFINISHED = ".incomplete"
+# init keeps room for its last words in it while the dump is written
+RESERVE = "reserve"
+OWN_FILES = (CAPTURE, HOLES, DMESG, LOG, *DUMPS)
+NAME = re.compile(r"(?P<host>[^.].*?)-(?P<day>\d{4}-\d\d-\d\d)-(?P<time>\d{6})(?:-\d{1,2})?")
+# more than any capture writes
+JSON_BYTES_MAX = 4 << 20
+DMESG_BYTES_MAX = 64 << 20
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class Dump:
+    """One directory of a capture, and what is known of it without looking into pages.
+
+    ``when`` is UTC, ISO 8601, of the capture; ``release`` the crashed kernel's; ``reason`` the line of
+    its panic; ``vmcore`` the dump, finished or not (None: there is none); ``capture`` and ``holes`` the
+    reports beside it, empty where missing or damaged; ``faults`` what keeps it from being complete.
+    """
+
+    path: Path
+    when: str
+    host: str
+    release: str = ""
+    reason: str = ""
+    vmcore: Optional[Path] = None
+    bytes: int = 0
+    level: Optional[int] = None
+    core: Optional[Core] = None
+    capture: dict[str, Any] = field(default_factory=dict)
+    holes: dict[str, Any] = field(default_factory=dict)
+    faults: tuple[str, ...] = ()
+    strange: tuple[str, ...] = ()
+
+    @property
+    def complete(self) -> bool:
+        """The dump is whole and the capture says so."""
+        return not self.faults
+
+    @property
+    def lent(self) -> Ranges:
+        """The physical memory that is missing because it was lent."""
+        return lent_of(self.holes) or lent_of(self.capture)
+
+
+def is_dump_directory(path: Path) -> bool:
+    """Whether a capture made this directory: it has such a name, and is no link."""
+    return NAME.fullmatch(path.name) is not None and path.is_dir() and not path.is_symlink()
+
+
+def find_dumps(where: Path) -> list[Dump]:
+    """All dumps in a directory, newest first.
+
+    Raises:
+        CrashlendError: the directory can't be read.
+
+    """
+    try:
+        found = [path for path in where.iterdir() if is_dump_directory(path)]
+    except OSError as error:
+        raise CrashlendError(
+            f"cannot read {where}",
+            error.strerror or str(error),
+            hint="name the directory that holds the dumps; mount the target first",
+        ) from error
+    return sorted((read_dump(path) for path in found), key=lambda d: (d.when, d.path.name))[::-1]
+
+
+def read_dump(path: Path) -> Dump:
+    """Read what a capture left. Never raises for what it finds inside: that is in ``faults``."""
+    match = NAME.fullmatch(path.name)
+    when = ""
+    if match:
+        clock = match["time"]
+        when = f"{match['day']}T{clock[:2]}:{clock[2:4]}:{clock[4:]}Z"
+    names = _names(path)
+    capture, damage = _read_json(path / CAPTURE)
+    faults = [damage] if damage else []
+    holes, damage = _read_json(path / HOLES) if HOLES in names else ({}, "")
+    faults += [damage] if damage else []
+    vmcore, unfinished = _find_vmcore(path, names)
+    core, size = None, 0
+    if vmcore is None:
+        faults.append("there is no dump, only what was saved before it")
+    else:
+        if unfinished:
+            faults.append(f"it was never finished: {vmcore.name}")
+        core, size, more = _look_at(vmcore)
+        faults += more
+    if capture and capture.get("ok") is not True:
+        faults.append(f"the capture failed: {text_of(capture, 'reason') or 'it does not say why'}")
+    dmesg = read_dmesg(path)
+    level = core.level if core and core.level is not None else None
+    if level is None and isinstance(capture.get("dump_level"), int):
+        level = capture["dump_level"]
+    return Dump(
+        path=path,
+        when=when,
+        host=match["host"] if match else "",
+        release=(core.release if core else "") or find_release(dmesg),
+        reason=text_of(capture, "panic") or find_reason(dmesg),
+        vmcore=vmcore,
+        bytes=size,
+        level=level,
+        core=core,
+        capture=capture,
+        holes=holes,
+        faults=tuple(faults),
+        strange=tuple(sorted(n for n in names if not _is_own(n))),
+    )
+
+
+def read_dmesg(path: Path) -> bytes:
+    """The crashed kernel's log beside a dump; empty where there is none."""
+    try:
+        with (path / DMESG).open("rb") as stream:
+            return stream.read(DMESG_BYTES_MAX)
+    except OSError:
+        return b""
+
+
+def lent_of(report: dict[str, Any]) -> Ranges:
+    """The lent ranges that capture.json or holes.json tells; empty where it tells none."""
+    lent = report.get("lent")
+    pairs = lent.get("ranges") if isinstance(lent, dict) else None
+    if not isinstance(pairs, list):
+        return Ranges()
+    return Ranges(
+        (pair[0], pair[1])
+        for pair in pairs
+        if isinstance(pair, list) and len(pair) == 2 and all(type(x) is int for x in pair)
+    )
+
+
+def text_of(report: dict[str, Any], name: str) -> str:
+    """A string of a report; empty where there is none."""
+    value = report.get(name)
+    return value if isinstance(value, str) else ""
+
+
+def _names(path: Path) -> list[str]:
+    try:
+        return [item.name for item in path.iterdir()]
+    except OSError:
+        return []
+
+
+def _is_own(name: str) -> bool:
+    return name == RESERVE or name.removesuffix(UNFINISHED) in OWN_FILES
+
+
+def _find_vmcore(path: Path, names: list[str]) -> tuple[Optional[Path], bool]:
+    """The dump and whether it is unfinished; a finished one first."""
+    for suffix in ("", UNFINISHED):
+        for name in DUMPS:
+            if name + suffix in names:
+                return path / (name + suffix), bool(suffix)
+    return None, False
+
+
+def _look_at(vmcore: Path) -> tuple[Optional[Core], int, list[str]]:
+    """What is in the dump, its bytes, and what is wrong."""
+    size = 0
+    try:
+        size = vmcore.stat().st_size
+        with open_core(vmcore) as file:
+            core = read_core(file)
+    except FormatError as error:
+        return None, size, [f"{vmcore.name} does not open: {error}"]
+    except OSError as error:
+        return None, size, [f"{vmcore.name} can't be read: {error.strerror or error}"]
+    return core, size, list(core.faults)
+
+
+def _read_json(path: Path) -> tuple[dict[str, Any], str]:
+    """A report and what is wrong with it."""
+    try:
+        with path.open("rb") as stream:
+            value = json.loads(stream.read(JSON_BYTES_MAX))
+    except FileNotFoundError:
+        return {}, f"there is no {path.name}"
+    except OSError as error:
+        return {}, f"{path.name} can't be read: {error.strerror or error}"
+    except (ValueError, RecursionError):
+        return {}, f"{path.name} is damaged: no JSON"
+    if not isinstance(value, dict) or value.get("schema") != SCHEMA:
+        return {}, f"{path.name} is damaged, or of another version of crashlend"
+    return value, ""

@@ -1,0 +1,139 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Which dumps may go, and their removal.
+
+A dump that goes is first renamed to a name that no reader takes for a dump, then removed: whoever is
+killed on the way leaves no half dump behind, and the next prune finishes it. A capture that is still
+being written by another host is left alone, and so is every directory that holds what is not ours.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from crashlend.dumps.directory import NAME
+from crashlend.errors import CrashlendError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+    from pathlib import Path
+
+    from crashlend.dumps.directory import Dump
+
+GOING = ".pruned-"
+# A capture that has not written for so long has ended: longer than its dead-man timer allows by default.
+QUIET_SECONDS = 3600
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What a prune would do, newest first. ``kept`` has the reason of each that stays."""
+
+    go: tuple[Dump, ...]
+    kept: tuple[tuple[Dump, str], ...]
+
+
+def choose(dumps: Sequence[Dump], keep: int, under_way: Iterable[Dump] = ()) -> Choice:
+    """Of each host's dumps the ``keep`` that are of most use stay. Pure.
+
+    Partial ones go before complete ones, older before newer. The newest complete one of a host
+    always stays, whatever ``keep`` is, and so do those of ``under_way`` and those with strange files.
+    """
+    busy = {dump.path for dump in under_way}
+    go: list[Dump] = []
+    kept: list[tuple[Dump, str]] = []
+    for host in sorted({dump.host for dump in dumps}):
+        own = sorted((d for d in dumps if d.host == host), key=_by_use, reverse=True)
+        for place, dump in enumerate(own):
+            if dump.path in busy:
+                kept.append((dump, "it is still being written"))
+            elif dump.strange:
+                kept.append((dump, f"it holds what is not ours: {', '.join(dump.strange)}"))
+            elif place < keep:
+                kept.append((dump, f"one of the {keep} to keep"))
+            elif place == 0 and dump.complete:
+                kept.append((dump, "the newest complete one"))
+            else:
+                go.append(dump)
+    return Choice(
+        tuple(sorted(go, key=_by_time, reverse=True)),
+        tuple(sorted(kept, key=lambda pair: _by_time(pair[0]), reverse=True)),
+    )
+
+
+def _by_time(dump: Dump) -> tuple[str, str]:
+    return dump.when, dump.path.name
+
+
+def _by_use(dump: Dump) -> tuple[bool, str, str]:
+    return dump.complete, *_by_time(dump)
+
+
+def is_under_way(dump: Dump, now: float) -> bool:
+    """Whether a capture may still be writing it: it is partial, and something in it is new.
+
+    ``now`` is UNIX time by the clock of whoever keeps the files' times.
+    """
+    if dump.complete:
+        return False
+    newest = 0.0
+    with suppress(OSError):
+        newest = dump.path.stat().st_mtime
+        for item in dump.path.iterdir():
+            newest = max(newest, item.stat().st_mtime)
+    return now - newest < QUIET_SECONDS
+
+
+def leftovers(where: Path) -> list[Path]:
+    """What a prune that was killed has left to be removed."""
+    with suppress(OSError):
+        return sorted(
+            path
+            for path in where.iterdir()
+            if path.name.startswith(GOING)
+            and re.fullmatch(NAME, path.name[len(GOING) :])
+            and path.is_dir()
+            and not path.is_symlink()
+        )
+    return []
+
+
+def remove(dump: Dump) -> bool:
+    """Remove a dump; False where another prune was faster.
+
+    Raises:
+        CrashlendError: the system refused.
+
+    """
+    going = dump.path.with_name(GOING + dump.path.name)
+    try:
+        os.rename(dump.path, going)
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        raise _refused(dump.path, error) from error
+    remove_leftover(going)
+    return True
+
+
+def remove_leftover(path: Path) -> None:
+    """Remove a renamed directory: its files, never a directory in it. Again where it was interrupted."""
+    try:
+        for item in sorted(path.iterdir()):
+            with suppress(FileNotFoundError):
+                item.unlink()
+        path.rmdir()
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise _refused(path, error) from error
+
+
+def _refused(path: Path, error: OSError) -> CrashlendError:
+    why = error.strerror or str(error)
+    return CrashlendError(
+        f"cannot remove {path}", why, hint="what is left goes with the next prune"
+    )
