@@ -279,9 +279,14 @@ def test_loaders_take_turns() -> None:
 
 
 def test_kexec_gets_the_bytes_that_crashlend_would_load() -> None:
-    """The variables behind the initramfs are those of a plan that lends nothing."""
+    """The variables behind the initramfs are those of a plan that lends nothing.
+
+    All but where the reservation is; that has the same length.
+    """
     plan = make_plan(facts(), Settings(lender="none", dump_level=31), payload())
-    assert load_variables(31) == plan.load_variables
+    ours, theirs = load_variables(31), dict(plan.load_variables)
+    assert len(ours.pop("RESERVATION")) == len(theirs.pop("RESERVATION"))
+    assert ours == theirs
     assert kexec_initramfs(b"abcde", 31).startswith(b"abcde\0\0\x000707")
 
 

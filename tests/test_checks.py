@@ -24,6 +24,7 @@ from crashlend.lab.suites.table import SUITE
 from crashlend.lab.trial import complete_words, remove_traces
 from crashlend.ranges import Ranges
 from crashlend.sizes import GIB, MIB
+from dump_files import kdump
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -67,7 +68,10 @@ class Case:
         self.plan: dict[str, Any] = {
             "lender": "movable",
             "syscall": "load",
-            "offer": {"asked_bytes": GIB},
+            "offer": {
+                "asked_bytes": GIB,
+                "parts": [{"lender": "movable", "lent": [list(LENT)]}],
+            },
             "lent": [list(LENT)],
             "reservation": [list(RESERVATION)],
             "system_ram": [list(r) for r in RAM],
@@ -106,7 +110,8 @@ class Case:
         self.lost = ""
         self.console = CONSOLE
         vmcore = directory / "vmcore"
-        vmcore.write_bytes(b"dump")
+        present = [(r.start // 4096, r.end // 4096) for r in core]
+        vmcore.write_bytes(kdump(present=present, max_pfn=5 * GIB // 4096))
         self.saved = Saved(
             {
                 "ok": True,
@@ -115,6 +120,14 @@ class Case:
             },
             "",
             vmcore,
+            {
+                "lent": {"ranges": [list(LENT)]},
+                "holes": [
+                    {"why": "lent", "lender": "movable", "ranges": [list(LENT)]},
+                    {"why": "reservation", "lender": None, "ranges": [list(RESERVATION)]},
+                    {"why": "first-mib", "lender": None, "ranges": [[0, MIB]]},
+                ],
+            },
         )
 
     def command(self, code: int, stderr: str = "") -> dict[str, Any]:
@@ -153,6 +166,8 @@ class Case:
     def lend_nothing(self) -> None:
         """As crashlend does with lender none; everything else fits that."""
         self.plan.update(lender="none", lent=[])
+        self.plan["offer"]["parts"] = []
+        self.saved.holes.update(lent={"ranges": []}, holes=self.saved.holes["holes"][1:])
         entries = self.plan["layout"]["memory_map"]
         self.plan["layout"]["memory_map"] = [e for e in entries if e["start"] < LENT[0]]
         rooms = [[s, e] for s, e in ROOMS if s < LENT[0]]
@@ -697,3 +712,49 @@ def test_old_socket_is_no_hindrance(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     for _ in range(2):
         with pytest.raises(LostVmError):
             run_machine(machine, tmp_path, timeout_seconds=5)
+
+
+HOLES_TELL = "holes.json tells what was lent, and by whom"
+TABLES_AGREE = "the dump's own tables have nothing of any hole"
+
+
+def failed_by(case: Case) -> list[str]:
+    return [check.name for check in case.outcome().checks if not check.ok]
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda holes: holes.clear(),
+        lambda holes: holes["holes"].pop(0),
+        lambda holes: holes["holes"][0].update(lender="cma"),
+        lambda holes: holes["lent"].update(ranges=[]),
+    ],
+)
+def test_holes_that_do_not_tell_what_was_lent_are_found(
+    case: Case, spoil: Callable[[dict[str, Any]], None]
+) -> None:
+    """None at all, no lent memory, another lender's, or none in the sum: each fails."""
+    spoil(case.saved.holes)
+    assert HOLES_TELL in failed_by(case)
+
+
+def test_a_hole_that_was_in_proc_vmcore_is_found(case: Case) -> None:
+    """A hole too many: the dump's bitmap has it, and all of RAM is no longer expected."""
+    case.saved.holes["holes"].append(
+        {"why": "lent", "lender": "movable", "ranges": [[MIB, 2 * MIB]]}
+    )
+    assert failed_by(case) == [HOLES_TELL, TABLES_AGREE]
+
+
+def test_a_hole_too_few_leaves_memory_missing(case: Case) -> None:
+    """What holes.json does not tell must be in /proc/vmcore."""
+    case.saved.holes["holes"][1]["ranges"] = []
+    assert failed_by(case) == [HOLES_TELL, "all other System RAM is in /proc/vmcore"]
+
+
+def test_a_dump_that_is_none_is_found(case: Case) -> None:
+    """Its tables are read, not only its name."""
+    assert case.saved.vmcore is not None
+    case.saved.vmcore.write_bytes(b"dump")
+    assert failed_by(case) == [TABLES_AGREE]

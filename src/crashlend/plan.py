@@ -138,8 +138,13 @@ def make_plan(
         lent, by_word, notes = handed.lent, handed.by_word, (*notes, *handed.notes)
     wish = parse_quiesce(settings.dma_quiesce)
     quiesce = plan_quiesce(facts, wish, lending=bool(lent), syscall=syscall, by_word=bool(by_word))
-    variables = _load_variables(facts, offer.lender, lent, settings, bool(lent) or unasked)
     reservation = arch.reservations(facts)
+    variables = {
+        **_load_variables(facts, offer.lender, lent, settings, bool(lent) or unasked),
+        "LENT_PARTS": _lent_parts(offer, lent),
+        # as long before and after the reservation shrinks: its length is part of what is required
+        "RESERVATION": ",".join(f"{r.start:#018x}-{r.end:#018x}" for r in reservation),
+    }
     taken = reservation.size or facts.crash_size_bytes or 0
     plan = Plan(
         arch=facts.arch,
@@ -371,7 +376,22 @@ def _load_variables(
         "TOTAL_TIMEOUT": str(2 * stall),
         "LENDER": lender,
         "LENT_BYTES": str(lent.size),
-        "LENT_RANGES": ",".join(f"{r.start}-{r.end}" for r in lent),
+        "LENT_RANGES": _words(lent),
         "DUMP_LEVEL": str(settings.dump_level),
         "ALLOW_MISSING_USER_DATA": "1" if settings.allow_missing_user_data and missing else "0",
     }
+
+
+def _lent_parts(offer: Offer, lent: Ranges) -> str:
+    """Whose each range is, as the capture reads it: ``LENDER=START-END,... LENDER=...``.
+
+    What nobody offered are the kernel's own ranges: kexec_file_load leaves them out unasked.
+    """
+    parts = {part.lender: part.lent & lent for part in offer.parts}
+    rest = lent - Ranges(pair for part in parts.values() for pair in part)
+    parts["cma"] = parts.get("cma", NOTHING) | rest
+    return " ".join(f"{name}={_words(part)}" for name, part in parts.items() if part)
+
+
+def _words(ranges: Ranges) -> str:
+    return ",".join(f"{r.start}-{r.end}" for r in ranges)

@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from crashlend.crashkernel.grammar import lent_request
+from crashlend.dumps.directory import lent_of
 from crashlend.lab.crashes import NONE, find_crash
 from crashlend.lab.fault_checks import check_crash, check_faults
+from crashlend.lab.holes import check_holes, holes_of
 from crashlend.lab.kills import check_kills
 from crashlend.lab.late import check_late
 from crashlend.lab.shape import check_shape
@@ -90,6 +92,7 @@ def _checks(spec: Spec, report: Report, plan: dict[str, Any], saved: Saved) -> I
     yield from _ram_as_planned(plan, report, saved, may_grow=grows)
     yield _dump_saved(saved, report)
     yield _dump_opens(saved, spec)
+    yield from check_holes(saved, plan)
     if spec.allow_missing_user_data:
         yield _user_data_missing(spec, lent, saved)
     yield from check_late(spec, report)
@@ -98,6 +101,8 @@ def _checks(spec: Spec, report: Report, plan: dict[str, Any], saved: Saved) -> I
     scanned = report.find("scanned")
     loads = [h for h in scanned.get("pt_loads", []) if h[2] < KERNEL_TEXT]
     core = Ranges((start, end) for start, end, _ in loads)
+    holes = holes_of(saved, plan)
+    lent = lent_of(saved.holes) or lent
     if lent or not scanned:
         yield Check(
             "no PT_LOAD meets lent memory",
@@ -106,7 +111,7 @@ def _checks(spec: Spec, report: Report, plan: dict[str, Any], saved: Saved) -> I
             if scanned
             else "/proc/vmcore was not examined",
         )
-    yield _all_covered(plan, core, lent, scanned)
+    yield _all_covered(plan, core, holes, scanned)
     yield from _registers(spec, report, scanned)
     if spec.poison:
         yield from _poison(report, lent, scanned)
@@ -439,15 +444,14 @@ def _user_data_missing(spec: Spec, lent: Ranges, saved: Saved) -> Check:
 
 
 def _all_covered(
-    plan: dict[str, Any], core: Ranges, lent: Ranges, scanned: dict[str, Any]
+    plan: dict[str, Any], core: Ranges, holes: Ranges, scanned: dict[str, Any]
 ) -> Check:
-    """All System RAM but the first MiB, the reservation and lent memory is in /proc/vmcore."""
+    """All System RAM is in /proc/vmcore but what holes.json tells: first MiB, reservation, lent."""
     name = "all other System RAM is in /proc/vmcore"
     if not scanned:
         return Check(name, False, "/proc/vmcore was not examined")
     ram = Ranges(tuple(r) for r in plan.get("system_ram", []))
-    reservation = Ranges(tuple(r) for r in plan.get("reservation", []))
-    expected = (ram - Ranges([(0, MIB)]) - reservation - lent).align_inwards(PAGE)
+    expected = (ram - holes).align_inwards(PAGE)
     missing = expected - core
     return Check(
         name,

@@ -55,7 +55,10 @@ def kexec_initramfs(capture: bytes, dump_level: int) -> bytes:
 
 
 def load_variables(dump_level: int) -> dict[str, str]:
-    """The variables of such a load; a test compares them with the plan's."""
+    """The variables of such a load; a test compares them with the plan's.
+
+    The reservation is not known before the guest boots: zeros, which are as long.
+    """
     return {
         "STALL_TIMEOUT": str(STALL_SECONDS),
         "TOTAL_TIMEOUT": str(2 * STALL_SECONDS),
@@ -64,4 +67,6 @@ def load_variables(dump_level: int) -> dict[str, str]:
         "LENT_RANGES": "",
         "DUMP_LEVEL": str(dump_level),
         "ALLOW_MISSING_USER_DATA": "0",
+        "LENT_PARTS": "",
+        "RESERVATION": f"{0:#018x}-{0:#018x}",
     }

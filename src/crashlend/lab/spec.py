@@ -126,6 +126,7 @@ class Saved:
     capture: dict[str, Any]
     dmesg: str
     vmcore: Path | None
+    holes: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -317,10 +317,13 @@ def read_saved(disk: Path, directory: Path, path: str = "/crash") -> Saved:
         return Saved({}, "", None)
     where = newest[-1]
     capture: dict[str, Any] = {}
+    holes: dict[str, Any] = {}
     dmesg = ""
     if (where / "capture.json").is_file():
         capture = json.loads((where / "capture.json").read_text(errors="replace"))
+    if (where / "holes.json").is_file():
+        holes = json.loads((where / "holes.json").read_text(errors="replace"))
     if (where / "dmesg.txt").is_file():
         dmesg = (where / "dmesg.txt").read_text(errors="replace")
     vmcore = where / "vmcore"
-    return Saved(capture, dmesg, vmcore if vmcore.is_file() else None)
+    return Saved(capture, dmesg, vmcore if vmcore.is_file() else None, holes)

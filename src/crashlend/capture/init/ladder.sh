@@ -28,6 +28,7 @@ use_target() {
 put_first() {
   capture_json "${REASON:-the capture did not finish}" >"$TMP/report"
   "${TARGET_KIND}_put" "$TMP/report" capture.json || return 1
+  put_holes
   [ -s "$TMP/dmesg.txt" ] || return 0
   "${TARGET_KIND}_put" "$TMP/dmesg.txt" dmesg.txt || say "cannot save dmesg.txt"
 }

@@ -51,6 +51,76 @@ panic_line() {
   printf %s "$line"
 }
 
+# crashed_release DMESG: the crashed kernel's version; its first line may be gone, the panic tells it, too.
+crashed_release() {
+  found=$(sed -n '/Linux version /{s/^.*Linux version \([^ ]*\).*$/\1/p;q;}' "$1" 2>/dev/null)
+  [ -n "$found" ] ||
+    found=$(sed -n 's/^.*CPU: .* PID: .*ainted.* \([0-9][^ ]*\.[^ ]*\) #[0-9].*$/\1/p' "$1" 2>/dev/null | tail -n 1)
+  printf %s "$found"
+}
+
+# used_level: the level of the last run of makedumpfile, before that the one that is wished for.
+used_level() {
+  level=$DUMP_LEVEL previous=''
+  for word in $DUMP_ARGS; do
+    [ "$previous" = -d ] && level=$word
+    previous=$word
+  done
+  json_number "$level"
+}
+
+# left_out LEVEL: what makedumpfile -d leaves out, as an array; makedumpfile(8) has the bits.
+left_out() {
+  words='' bit=1
+  for kind in zero-pages page-cache private-page-cache user-data free-pages; do
+    [ $(($1 & bit)) -eq 0 ] || words="$words $kind"
+    bit=$((bit * 2))
+  done
+  json_words "$words"
+}
+
+# lent_parts: an object for each lender, from "LENDER=START-END,... LENDER=...".
+lent_parts() {
+  separator=''
+  printf '['
+  for part in $LENT_PARTS; do
+    printf '%s{"why": "lent", "lender": %s, "ranges": %s}' "$separator" \
+      "$(json_string "${part%%=*}")" "$(json_ranges "${part#*=}")"
+    separator=', '
+  done
+  printf ']'
+}
+
+# holes_json: which physical memory of the crashed kernel no dump can have, and why; then which
+# kinds of pages makedumpfile leaves out of the rest.
+holes_json() (
+  lent=$(lent_parts)
+  lent=${lent#[}
+  lent=${lent%]}
+  level=$(used_level)
+  cat <<END
+{
+  "schema": 1,
+  "lender": $(json_string "$LENDER"),
+  "lent": {"bytes": $(json_number "$LENT_BYTES"), "ranges": $(json_ranges "$LENT_RANGES")},
+  "holes": [
+    $lent${lent:+,
+    }{"why": "reservation", "lender": null, "ranges": $(json_ranges "$RESERVATION")},
+    {"why": "first-mib", "lender": null, "ranges": [[0, 1048576]]}
+  ],
+  "dump_level": $level,
+  "left_out": $(left_out "$level")
+}
+END
+)
+
+# put_holes: holes.json to the current target. Not fatal: capture.json tells of lent memory, too.
+put_holes() {
+  holes_json >"$TMP/holes.json"
+  "${TARGET_KIND}_put" "$TMP/holes.json" holes.json || say "cannot save holes.json"
+  HOLES_LEVEL=$(used_level)
+}
+
 # step NAME OK REASON CENTISECONDS: one rung of the ladder, on the current target.
 step() {
   LADDER="$LADDER${LADDER:+, }{\"step\": $(json_string "$1"), \"target\": $(json_string "$TARGET_SPEC"), \
@@ -72,11 +142,15 @@ capture_json() {
   "schema": 1,
   "ok": $ok,
   "reason": $(json_string "$1"),
+  "host": $(json_string "$HOST"),
+  "time": $(json_string "$(date -u +%Y-%m-%dT%H:%M:%SZ)"),
+  "crashed_release": $(json_string "$(crashed_release "$TMP/dmesg.txt")"),
   "release": $(json_string "$(uname -r)"),
-  "dump_level": $(json_number "$DUMP_LEVEL"),
+  "dump_level": $(used_level),
   "allow_missing_user_data": $(json_bool "$ALLOW_MISSING_USER_DATA"),
   "lender": $(json_string "$LENDER"),
   "lent": {"bytes": $(json_number "$LENT_BYTES"), "ranges": $(json_ranges "$LENT_RANGES")},
+  "layout": {"reservation": $(json_ranges "$RESERVATION"), "lent": $(lent_parts)},
   "crash_kernel": {
     "mem_total_bytes": $((total * 1024)),
     "peak_used_bytes": $(((total - least) * 1024)),
@@ -117,5 +191,6 @@ write_report() {
   elif [ -n "$DIR" ]; then
     CAPTURE_JSON=$DIR/capture.json
   fi
+  [ "$(used_level)" = "$HOLES_LEVEL" ] || put_holes
   "${TARGET_KIND}_put" "$LOG" capture.log
 }
