@@ -29,7 +29,7 @@ class Outcome:
     kept: str
     death_by_memory: str = ""  # the crash kernel's last words, see checks.death_by_memory
     console: str = ""  # both kernels', for people
-    at_entry: dict[str, Any] = field(default_factory=dict)  # what entry_stop.py saw, by its name
+    at_entry: dict[str, Any] = field(default_factory=dict)  # what further rooms saw, by their names
 
     @property
     def ok(self) -> bool:

@@ -64,6 +64,8 @@ class Spec:
     device writes after the panic, a key of late.KINDS. ``parity``: both kernels tell what they have
     of their machine (parity.py); production does where a command says so. ``lab_label`` is the
     label of the lab's own disk, ``initramfs`` a capture initramfs that is not the lab's.
+    ``analyze``: drgn reads the dump, and finds what production said of itself right before the
+    crash (analysis.py).
     """
 
     kernel: Kernel
@@ -108,6 +110,7 @@ class Spec:
     parity: bool = False
     lab_label: str = LAB_LABEL
     initramfs: Path | None = None
+    analyze: bool = False
 
 
 @dataclass(frozen=True)

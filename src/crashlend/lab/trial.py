@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Callable
 
 from crashlend.errors import CrashlendError
 from crashlend.lab import late
+from crashlend.lab.analysis import check_analysis
 from crashlend.lab.captures import build_capture, lay_out_hooks
 from crashlend.lab.checks import death_by_memory, run_checks
 from crashlend.lab.crashes import find_crash
@@ -59,7 +60,7 @@ STAGES = {
 DISK_FREE_BYTES = 700 << 20
 GUEST_PROGRAMS = (
     *("init", "agent.py", "probe.py", "kill.py", "victims.py", "scan.py", "loads.py", "late.py"),
-    *("vmcore.py", "parity.py", "hogs.py", "faulty.py", "slowpage.py", "reading.py"),
+    *("vmcore.py", "parity.py", "hogs.py", "faulty.py", "slowpage.py", "reading.py", "tasks.py"),
 )
 
 
@@ -147,6 +148,11 @@ def run_trial(
             checks += stop.checks(saved)
         if spec.parity:
             checks += check_parity(spec, report, plan, directory)
+        more: dict[str, Any] = {stop.name: stop.to_json()} if stop else {}
+        if spec.analyze:
+            found, analysis = check_analysis(spec, report, saved, say)
+            checks += found
+            more.update(analysis)
         console = read_console(directory)
         outcome = Outcome(
             spec=spec,
@@ -158,7 +164,7 @@ def run_trial(
             kept=str(keep) if keep else "",
             death_by_memory=death_by_memory(console, report.lost, own),
             console=console,
-            at_entry={stop.name: stop.to_json()} if stop else {},
+            at_entry=more,
         )
         if keep is not None:
             (keep / "events.json").write_text(json.dumps(report.events, indent=1))
@@ -262,6 +268,7 @@ def make_lab_disk(spec: Spec, directory: Path, say: Say) -> Path:
                     "crash": crash.job(complete_words(spec, ("reload",))) if crash else None,
                     "poison": spec.poison,
                     "late": spec.late,
+                    "analyze": spec.analyze,
                     "kill": spec.kill,
                     "kill_load": complete_words(spec, ("load",))[1:],
                 }

@@ -23,6 +23,7 @@ from typing import Any
 
 import late
 import loads
+import tasks
 
 PAGE = 4096
 CHUNK = 32 << 20
@@ -387,6 +388,8 @@ def main() -> None:
     dma = late.prepare(job["late"], lent)
     if dma is not None:
         report("in_flight", **dma.start())
+    if job.get("analyze"):
+        report("kernel", **tasks.kernel())
     report("crashing")
     time.sleep(0.2)
     if dma is not None:

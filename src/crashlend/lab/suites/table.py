@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from crashlend.errors import EXIT_FAILED, EXIT_NOT_LOADED, EXIT_REFUSED
 from crashlend.lab.spec import LOST, REFUSED, Command, Trial
+from crashlend.lab.suites.analyze import ANALYZE
 from crashlend.lab.suites.bytes import BYTES
 from crashlend.lab.suites.change import CHANGE
 from crashlend.lab.suites.conform import CONFORM
@@ -363,4 +364,5 @@ SUITE = (
     *FAULTS,
     *CONFORM,
     *FILE,
+    *ANALYZE,
 )
