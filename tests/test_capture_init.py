@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from capture_shell import BUSYBOX, STUBS, executable, needs_busybox, shell
+from capture_shell import BUSYBOX, STUBS, needs_busybox, shell
 from crashlend.capture import initramfs
 from crashlend.capture.initramfs import load_archive
 from crashlend.capture.script import KINDS, script
@@ -161,44 +161,6 @@ def test_flush_truncates_nothing(tmp_path: Path) -> None:
     assert (tmp_path / "f").read_bytes() == b"content"
 
 
-MAKEDUMPFILE = """
-case "$*" in
-  *" -l "*) echo "makedumpfile: invalid option -- 'l'" >&2; exit 1 ;;
-esac
-for out; do :; done
-echo "$*" >args
-printf vmcore >"$out"
-exit $(cat exit)
-"""
-
-
-@needs_busybox
-def test_the_dump_falls_back_to_other_compressions(tmp_path: Path) -> None:
-    executable(tmp_path / "bin/makedumpfile", MAKEDUMPFILE)
-    (tmp_path / "exit").write_text("0")
-    out = shell(STUBS + 'dump; echo "$REASON|$VMCORE_BYTES|$DUMP_ARGS|$DUMP_EXIT"', tmp_path)
-    assert out == "|6|-c -d 31|0\n"
-    assert (tmp_path / "vmcore").read_bytes() == b"vmcore"
-    assert not (tmp_path / "vmcore.incomplete").exists()
-
-
-@needs_busybox
-def test_a_failing_dump_stays_incomplete_and_is_not_tried_again(tmp_path: Path) -> None:
-    executable(tmp_path / "bin/makedumpfile", "echo No space left >&2\n" + MAKEDUMPFILE)
-    (tmp_path / "exit").write_text("1")
-    out = shell(STUBS + 'DUMP_LEVEL=0; dump; echo "$REASON|$VMCORE|$DUMP_EXIT"', tmp_path)
-    assert out == "makedumpfile ended with 1: No space left||1\n"
-    assert (tmp_path / "vmcore.incomplete").exists()
-    assert (tmp_path / "args").read_text().startswith("--message-level 6 -c -d 0 /proc/vmcore ")
-
-
-@needs_busybox
-def test_a_dump_that_does_not_grow_is_ended(tmp_path: Path) -> None:
-    executable(tmp_path / "bin/makedumpfile", "exec sleep 50\n")
-    out = shell(STUBS + 'STALL_TIMEOUT=1; dump; echo "$REASON"', tmp_path)
-    assert out == "makedumpfile ended with 137: the dump had not grown for 1 s\n"
-
-
 @needs_busybox
 def test_directories_never_collide(tmp_path: Path) -> None:
     script = STUBS + "DIR=; TARGET_PATH=/var/crash\n"
@@ -207,46 +169,6 @@ def test_directories_never_collide(tmp_path: Path) -> None:
     assert shell(script, tmp_path).split() == [str(base), f"{base}-1", f"{base}-2"]
     report = json.loads((base / "capture.json").read_text())
     assert report["reason"] == "the capture did not finish"
-
-
-@needs_busybox
-def test_the_next_target_is_tried_and_told(tmp_path: Path) -> None:
-    """The first target's failure is a rung of the ladder and the reason; the dump is saved."""
-    executable(tmp_path / "bin/makedumpfile", MAKEDUMPFILE)
-    (tmp_path / "exit").write_text("0")
-    (tmp_path / "targets").mkdir()
-    for number, spec in enumerate(("gone", "there")):
-        text = f"TARGET_KIND=fs TARGET_SPEC={spec} TARGET_PATH=/crash\n"
-        (tmp_path / f"targets/{number}.conf").write_text(text)
-    script = """
-    say() { :; }
-    bounded() { shift; "$@"; }
-    fs_open() { [ "$TARGET_SPEC" = there ] || { fail "$TARGET_SPEC is not there"; return 1; }; }
-    for target in 0 1; do use_target "$target"; try_target && break; done
-    capture_json ''
-    """
-    report = json.loads(shell(script, tmp_path))
-    rungs = [(r["step"], r["target"], r["ok"], r["reason"]) for r in report["ladder"]]
-    assert rungs[:2] == [("open", "gone", False, "gone is not there"), ("open", "there", True, "")]
-
-
-@needs_busybox
-def test_hooks_get_the_documented_environment(tmp_path: Path) -> None:
-    executable(tmp_path / "hooks/post.d/10-env", "env | grep ^CRASHLEND_ | sort >env\n")
-    executable(tmp_path / "hooks/post.d/20-fails", "exit 3\n")
-    executable(tmp_path / "hooks/post.d/30-last", "echo done\n")
-    (tmp_path / "hooks/post.d/40-not-executable").write_text("exit 1\n")
-    shell(STUBS + "VMCORE=/v REASON='a b' CAPTURE_JSON=/j; run_hooks post failed", tmp_path)
-    assert (tmp_path / "env").read_text().splitlines() == [
-        "CRASHLEND_CAPTURE_JSON=/j",
-        f"CRASHLEND_DIR={tmp_path}",
-        "CRASHLEND_REASON=a b",
-        "CRASHLEND_STATUS=failed",
-        "CRASHLEND_TARGET_MOUNT=",
-        "CRASHLEND_VMCORE=/v",
-    ]
-    assert "20-fails ended with 3" in (tmp_path / "said").read_text()
-    assert (tmp_path / "log").read_text() == "done\n"
 
 
 @needs_busybox

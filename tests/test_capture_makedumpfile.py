@@ -148,7 +148,7 @@ def test_the_ladder_of_words(tmp_path: Path) -> None:
     executable(tmp_path / "bin/makedumpfile", DIES_OF_THREADS)
     (tmp_path / "grown").write_text("0\n")
     text = (
-        "COMPRESSIONS='-z -l -c' THREADS=3; stall_guard() { :; }; "
+        "COMPRESSIONS='-z -l -c' THREADS=3 STARTED=$(now); stall_guard() { :; }; "
         'dump; echo "$REASON|$VMCORE_BYTES|$DUMP_ARGS|$DUMP_EXIT"'
     )
     assert shell(STUBS + text, tmp_path).splitlines()[-1] == "|5|-l -d 31|0"

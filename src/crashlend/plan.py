@@ -370,10 +370,12 @@ def _load_variables(
     """
     if settings.cmdline:
         return {}
-    stall = STALL_SECONDS + STALL_SECONDS_PER_TIB * (facts.meminfo.get("MemTotal", 0) >> 40)
+    stall = settings.stall_timeout or STALL_SECONDS + STALL_SECONDS_PER_TIB * (
+        facts.meminfo.get("MemTotal", 0) >> 40
+    )
     return {
         "STALL_TIMEOUT": str(stall),
-        "TOTAL_TIMEOUT": str(2 * stall),
+        "TOTAL_TIMEOUT": str(settings.total_timeout or 2 * stall),
         "LENDER": lender,
         "LENT_BYTES": str(lent.size),
         "LENT_RANGES": _words(lent),

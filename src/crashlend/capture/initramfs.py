@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Optional
 
 from crashlend.capture import makedumpfile
 from crashlend.capture.libraries import find_libraries, resolve
+from crashlend.capture.modulelists import module_lists
 from crashlend.capture.modules import Want, find_module_directory, read_module, read_module_tree
 from crashlend.capture.script import script
 from crashlend.capture.targets.target import Target
@@ -51,9 +52,11 @@ _XZ_DICTIONARY_BYTES_MIN = 64 << 10
 class CaptureSpec:
     """What goes into a capture initramfs. Times are in seconds.
 
-    ``release`` is the crash kernel's, ``targets`` are in order of preference, ``host`` the name that dump directories begin with,
-    ``hooks`` a directory with ``pre.d``, ``post.d`` and ``failure.d`` (it may be missing),
-    ``modules`` further modules or aliases.
+    ``release`` is the crash kernel's, ``targets`` are in order of preference, ``host`` the name that
+    dump directories begin with, ``hooks`` a directory with ``pre.d``, ``post.d`` and ``failure.d``
+    (it may be missing), ``modules`` further modules or aliases. ``dump_timeout`` 0: a dump may take
+    as long as it grows; ``watchdog_timeout`` 0: watchdogs are left alone. ``pstore`` is auto (when no
+    dump is saved), always or never.
     """
 
     release: str
@@ -67,6 +70,9 @@ class CaptureSpec:
     target_timeout: int = 60
     stall_timeout: int = 300
     hook_timeout: int = 60
+    dump_timeout: int = 0
+    watchdog_timeout: int = 60
+    pstore: str = "auto"
 
 
 @dataclass(frozen=True)
@@ -248,12 +254,23 @@ def _add_modules(contents: _Contents, root: Path, spec: CaptureSpec) -> None:
     tree = read_module_tree(find_module_directory(root, spec.release))
     extra = tuple(Want(name, "named in the settings") for name in spec.modules)
     wants = tuple(want for target in spec.targets for want in target.wants)
-    order = tree.closure((*wants, *memory_wants(root), *extra))
-    for module in order:
-        data = read_module(module.path)
-        contents.add(newc.regular(f"lib/modules/{module.name}.ko", data), module.why)
-    names = "".join(f"/lib/modules/{module.name}.ko\n" for module in order)
-    contents.add(newc.regular("etc/crashlend/modules", names.encode()), "order of the modules")
+    lists = module_lists(
+        root,
+        tree,
+        (*wants, *memory_wants(root), *extra),
+        watchdogs=spec.watchdog_timeout > 0,
+        pstore=spec.pstore != "never",
+    )
+    for name, inserts in lists._asdict().items():
+        for insert in inserts:
+            module = insert.module
+            data = read_module(module.path)
+            contents.add(newc.regular(f"lib/modules/{module.name}.ko", data), module.why)
+        if inserts or name == "modules":
+            lines = "".join(insert.line for insert in inserts)
+            contents.add(
+                newc.regular(f"etc/crashlend/{name}", lines.encode()), "order of the modules"
+            )
 
 
 def _add_hooks(contents: _Contents, root: Path, hooks: Path) -> None:
@@ -286,6 +303,9 @@ def _capture_variables(spec: CaptureSpec, library_path: str) -> dict[str, str]:
         "TARGET_TIMEOUT": str(spec.target_timeout),
         "STALL_TIMEOUT": str(spec.stall_timeout),
         "HOOK_TIMEOUT": str(spec.hook_timeout),
+        "DUMP_TIMEOUT": str(spec.dump_timeout),
+        "WATCHDOG_TIMEOUT": str(spec.watchdog_timeout),
+        "PSTORE": spec.pstore,
         "LIBRARY_PATH": library_path,
     }
 

@@ -13,7 +13,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 # In their order in /init; main, which starts everything, is last.
-ALWAYS = ("base", "watch", "json", "report", "modules", "makedumpfile", "hooks", "ladder", "main")
+ALWAYS = (
+    *("base", "watch", "json", "report", "modules", "makedumpfile", "hooks", "pstore", "ladder"),
+    "main",
+)
 # What a kind of target takes besides, in order.
 KINDS = {
     "fs": ("devices", "directory", "fs"),

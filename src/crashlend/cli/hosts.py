@@ -32,7 +32,11 @@ LENDING = (
     "on_mismatch",
 )
 PAYLOAD = ("kernel", "initramfs", "nr_cpus", "append", "cmdline")
-CAPTURE = ("dump_level", "allow_missing_user_data", "target", "path", "final_action", "hooks")
+CAPTURE = (
+    *("dump_level", "allow_missing_user_data", "target", "path", "final_action", "hooks"),
+    *("total_timeout", "target_timeout", "stall_timeout", "dump_timeout", "hook_timeout"),
+    *("watchdog_timeout", "pstore"),
+)
 
 
 def settings_from(args: argparse.Namespace) -> config.Settings:
@@ -54,6 +58,11 @@ def capture_spec(settings: config.Settings, release: str, root: Path) -> Capture
         dump_level=settings.dump_level,
         final_action=settings.final_action,
         hooks=root / settings.hooks.lstrip("/"),
+        target_timeout=settings.target_timeout,
+        hook_timeout=settings.hook_timeout,
+        dump_timeout=settings.dump_timeout,
+        watchdog_timeout=settings.watchdog_timeout,
+        pstore=settings.pstore,
     )
 
 

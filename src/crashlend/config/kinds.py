@@ -48,7 +48,7 @@ class Whole:
         return int(text)
 
     def show(self, value: Value) -> str:
-        return str(value)
+        return "" if value is None else str(value)
 
 
 @dataclass(frozen=True)

@@ -131,6 +131,41 @@ class Settings:
         Choice(("reboot", "poweroff", "halt", "shell")),
         "what the crash kernel does after the capture",
     )
+    total_timeout: Optional[int] = _setting(
+        None,
+        Whole(60, 604800),
+        "after how many seconds the crash kernel leaves, whatever hangs; a dump that grows is never "
+        "cut off by it",
+        unset="twice stall_timeout",
+    )
+    target_timeout: int = _setting(
+        60, Whole(5, 86400), "how many seconds a target may take to appear and to be reached"
+    )
+    stall_timeout: Optional[int] = _setting(
+        None,
+        Whole(10, 86400),
+        "for how many seconds a dump may stand still before it is ended",
+        unset="300, and 120 more for each TiB of memory",
+    )
+    dump_timeout: int = _setting(
+        0,
+        Whole(0, 604800),
+        "after how many seconds a dump is ended although it grows, for one that leaves out more; 0: "
+        "never",
+    )
+    hook_timeout: int = _setting(60, Whole(1, 86400), "how many seconds a hook may take")
+    watchdog_timeout: int = _setting(
+        60,
+        Whole(0, 3600),
+        "after how many seconds without a sign of life the hardware's watchdogs reset the crash kernel; "
+        "0 leaves them alone",
+    )
+    pstore: str = _setting(
+        "auto",
+        Choice(("auto", "always", "never")),
+        "whether the end of the log is kept over the reset where production's pstore keeps it; auto: "
+        "when no dump was saved",
+    )
     hooks: str = _setting(
         "/etc/crashlend/hooks", AbsolutePath(), "the directory of programs to run at the capture"
     )

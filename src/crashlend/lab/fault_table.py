@@ -332,8 +332,8 @@ _CAPTURE = Section(
             "makedumpfile hangs or fails",
             "It is ended when its file stops growing; its last words are the reason",
             (
-                "test_capture_init.py::test_a_dump_that_does_not_grow_is_ended",
-                "test_capture_init.py::test_a_failing_dump_stays_incomplete_and_is_not_tried_again",
+                "test_ladder.py::test_a_dump_that_stands_still_is_ended",
+                "test_ladder.py::test_a_target_that_breaks_in_the_middle",
             ),
         ),
         Fault(

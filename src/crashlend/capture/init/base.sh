@@ -8,11 +8,13 @@ export PATH
 defaults() {
   FINAL_ACTION=reboot DUMP_LEVEL=31 HOST=localhost TARGETS=''
   COMPRESSIONS='-l -c' THREADS=0
-  TOTAL_TIMEOUT=600 TARGET_TIMEOUT=60 STALL_TIMEOUT=300 HOOK_TIMEOUT=60
+  TOTAL_TIMEOUT=600 TARGET_TIMEOUT=60 STALL_TIMEOUT=300 DUMP_TIMEOUT=0 HOOK_TIMEOUT=60
+  WATCHDOG_TIMEOUT=60 PSTORE=auto STARTED=0
   ALLOW_MISSING_USER_DATA=0 LENDER=none LENT_BYTES=0 LENT_RANGES='' LENT_PARTS='' RESERVATION=''
-  ETC=/etc/crashlend TMP=/tmp MOUNTPOINT=/target LOG=/tmp/capture.log
+  CORE=/proc/vmcore ETC=/etc/crashlend TMP=/tmp MOUNTPOINT=/target LOG=/tmp/capture.log
   REASON='' PANIC='' LEAST_PID='' NAME='' LADDER='' DUMP_VERSION='' CAPTURE_JSON=''
-  VMCORE='' VMCORE_BYTES=0 DMESG_BYTES=0 DUMP_EXIT=null DUMP_ARGS='' HOLES_LEVEL=''
+  VMCORE='' VMCORE_BYTES=0 DMESG_BYTES=0 DUMP_EXIT=null DUMP_ARGS='' HOLES_LEVEL='' DUMP_FAULT=''
+  WHY='' DEAD_MAN='' FEEDERS=''
   AT_BOOT=0 TOOK_MODULES=0 TOOK_DMESG=0 TOOK_MOUNT=0 TOOK_DUMP=0
   no_target
 }
@@ -41,15 +43,37 @@ now() {
   echo $((${uptime%.*} * 100 + 1${uptime#*.} - 100))
 }
 
-# bounded SECONDS COMMAND...: at most that long, and killed first when memory runs out.
+# ended PID: whether it is gone, or all but its exit status is.
+ended() {
+  stat=''
+  read -r stat 2>/dev/null <"/proc/$1/stat" || return 0
+  case ${stat##*) } in Z* | X*) return 0 ;; esac
+  return 1
+}
+
+# await PID SECONDS: its exit status; 124 when it has not ended by then. Who waits for a dead disk is
+# reached by no signal, and a plain "wait" for it would be the end of the capture.
+await() {
+  latest=$(($(now) + $2 * 100)) nap=10000
+  until ended "$1"; do
+    [ "$(now)" -lt "$latest" ] || return 124
+    usleep "$nap"
+    [ "$nap" -ge 200000 ] || nap=$((nap * 2))
+  done
+  wait "$1"
+}
+
+# bounded SECONDS COMMAND...: at most that long, and killed before what matters when memory runs
+# out. What not even SIGKILL ends is left behind.
 bounded() {
   limit=$1
   shift
   (
     echo 0 >/proc/self/oom_score_adj
-    exec timeout -s KILL "$limit" "$@"
-  )
-}
+    exec timeout -s KILL "$limit" "$@" <&9 9<&-
+  ) &
+  await $! $((limit + 5))
+} 9<&0
 
 size_of() {
   stat -c %s "$1" 2>/dev/null || echo 0

@@ -22,20 +22,22 @@ directory_begin() {
   done
   DIR=$base$suffix
   # room for the last words, should the dump fill the disk
-  dd if=/dev/zero of="$DIR/reserve" bs=65536 count=16 2>/dev/null
+  bounded 60 dd if=/dev/zero of="$DIR/reserve" bs=65536 count=16 2>/dev/null
   return 0
 }
 
 # directory_put FILE AS: AS is there whole, or only as AS.incomplete.
 directory_put() {
-  bounded 60 cp "$1" "$DIR/$2.incomplete" &&
-    flush "$DIR/$2.incomplete" &&
-    bounded 60 mv "$DIR/$2.incomplete" "$DIR/$2"
+  if [ -z "$DIR" ] || ! bounded 60 cp "$1" "$DIR/$2.incomplete" || ! flush "$DIR/$2.incomplete" ||
+    ! bounded 60 mv "$DIR/$2.incomplete" "$DIR/$2"; then
+    WHY="cannot write $2"
+    return 1
+  fi
 }
 
 # directory_dump WORDS...: makedumpfile with these words into vmcore; what fails stays incomplete.
 directory_dump() {
-  bounded 60 rm -f "$DIR/vmcore.incomplete"
+  keep_incomplete
   run_makedumpfile "$DIR/vmcore.incomplete" "$@" || return 1
   if ! flush "$DIR/vmcore.incomplete" || [ ! -s "$DIR/vmcore.incomplete" ] ||
     ! bounded 60 mv "$DIR/vmcore.incomplete" "$DIR/vmcore"; then
@@ -44,11 +46,29 @@ directory_dump() {
   fi
   VMCORE=$DIR/vmcore
   VMCORE_BYTES=$(size_of "$VMCORE")
+  bounded 60 rm -f "$DIR/vmcore.earlier.incomplete"
 }
 
-# Give the reserve back: what is written now is small.
+# What an earlier run has left is better than nothing, but must not take the room of the next one.
+keep_incomplete() {
+  size=$(($(size_of "$DIR/vmcore.incomplete") / 1024)) room=$(directory_room)
+  if [ "$DUMP_FAULT" != space ] && [ "$size" -gt 0 ] && [ "${room:-0}" -gt $((size * 4)) ]; then
+    bounded 60 mv "$DIR/vmcore.incomplete" "$DIR/vmcore.earlier.incomplete"
+  else
+    bounded 60 rm -f "$DIR/vmcore.incomplete" "$DIR/vmcore.earlier.incomplete"
+  fi
+}
+
+# Of two incomplete dumps the larger one stays. Give the reserve back: what is written now is small.
 directory_release() {
-  [ -n "$DIR" ] && bounded 60 rm -f "$DIR/reserve"
+  [ -n "$DIR" ] || return 0
+  bounded 60 rm -f "$DIR/reserve"
+  [ -e "$DIR/vmcore.earlier.incomplete" ] || return 0
+  if [ "$(size_of "$DIR/vmcore.earlier.incomplete")" -gt "$(size_of "$DIR/vmcore.incomplete")" ]; then
+    bounded 60 mv "$DIR/vmcore.earlier.incomplete" "$DIR/vmcore.incomplete"
+  else
+    bounded 60 rm -f "$DIR/vmcore.earlier.incomplete"
+  fi
 }
 
 directory_close() {

@@ -1,22 +1,35 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-# Hooks (/etc/crashlend/hooks/{pre,post,failure}.d, in the order of their names) find:
-#   CRASHLEND_STATUS         ok or failed ("" in pre hooks: nothing is known yet)
-#   CRASHLEND_REASON         why it failed, else ""
-#   CRASHLEND_TARGET_MOUNT   where the target's file system is mounted, "" when it is not
-#   CRASHLEND_DIR            the new directory for this dump, "" when there is none
-#   CRASHLEND_VMCORE         the saved dump, "" when there is none
-#   CRASHLEND_CAPTURE_JSON   the report of this capture ("" in pre hooks)
+# Hooks (/etc/crashlend/hooks/{pre,post,failure}.d, in the order of their names). docs/hooks.md has
+# what they find in their environment, and what they may do.
 
-# run_hooks pre|post|failure: their failures are said and cost nothing.
+# run_hooks pre|post|failure [ok|failed]: their failures are said and cost nothing.
 run_hooks() {
   # exported, not set for one call: older busyboxes do not pass that through a function
-  export CRASHLEND_STATUS="${2:-}" CRASHLEND_REASON="$REASON" CRASHLEND_DIR="$DIR" \
-    CRASHLEND_TARGET_MOUNT="$TARGET_MOUNTED" CRASHLEND_VMCORE="$VMCORE" \
+  export CRASHLEND_STAGE="$1" CRASHLEND_STATUS="${2:-}" CRASHLEND_REASON="$REASON" \
+    CRASHLEND_PANIC="$PANIC" CRASHLEND_DMESG='' CRASHLEND_TARGET="$TARGET_SPEC" \
+    CRASHLEND_TARGET_MOUNT="$TARGET_MOUNTED" CRASHLEND_DIR="$DIR" CRASHLEND_VMCORE="$VMCORE" \
     CRASHLEND_CAPTURE_JSON="$CAPTURE_JSON"
+  [ ! -s "$TMP/dmesg.txt" ] || CRASHLEND_DMESG=$TMP/dmesg.txt
   for hook in "$ETC/hooks/$1.d"/*; do
     [ -x "$hook" ] || continue
     say "$1 hook ${hook##*/}"
-    bounded "$HOOK_TIMEOUT" "$hook" </dev/null >>"$LOG" 2>&1 ||
-      say "$1 hook ${hook##*/} ended with $?"
+    run_hook "$hook" || say "$1 hook ${hook##*/} ended with $?"
+    watch_again "$1"
   done
+}
+
+# run_hook PROGRAM: at most HOOK_TIMEOUT, and the first to be killed when memory runs out. One that
+# is ended takes along what it started; one that ends by itself may leave something running.
+run_hook() {
+  limit=$(least "$HOOK_TIMEOUT" "$(left)")
+  [ "$limit" -ge 10 ] || limit=$(least "$HOOK_TIMEOUT" 10)
+  (
+    echo 1000 >/proc/self/oom_score_adj
+    exec setsid timeout -s KILL "$limit" "$1"
+  ) </dev/null >>"$LOG" 2>&1 &
+  hook_pid=$!
+  await "$hook_pid" $((limit + 5))
+  status=$?
+  [ "$status" -lt 124 ] || kill -9 "-$hook_pid" 2>/dev/null
+  return "$status"
 }

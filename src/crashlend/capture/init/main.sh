@@ -19,9 +19,13 @@ leave() {
   bounded 120 sync
   case $FINAL_ACTION in
     poweroff) poweroff -f -n ;;
-    halt) halt -f -n ;;
+    halt)
+      release_watchdogs
+      halt -f -n
+      ;;
     shell)
-      kill -9 "$DEAD_MAN"
+      # nobody hurries a person: the watchdogs are fed on
+      moved 9999999999999
       setsid cttyhack sh
       ;;
   esac
@@ -51,9 +55,10 @@ main() {
   [ -z "${LIBRARY_PATH:-}" ] || export LD_LIBRARY_PATH="$LIBRARY_PATH"
   # the shells must survive to the end: everything else goes first when memory runs out
   echo -1000 >/proc/self/oom_score_adj
+  AT_BOOT=$(now)
+  STARTED=$AT_BOOT
   dead_man &
   DEAD_MAN=$!
-  AT_BOOT=$(now)
   sample_memory &
   LEAST_PID=$!
   say "crash kernel $(uname -r) is up"

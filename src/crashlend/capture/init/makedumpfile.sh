@@ -94,12 +94,12 @@ run_makedumpfile() {
   rm -f "$TMP/stalled"
   (
     echo 500 >/proc/self/oom_score_adj
-    exec makedumpfile --message-level 6 "$@" /proc/vmcore "$output"
+    exec makedumpfile --message-level 6 "$@" "$CORE" "$output"
   ) >"$TMP/makedumpfile.log" 2>&1 &
   pid=$!
   stall_guard "$pid" "$output" &
   guard=$!
-  wait "$pid"
+  outlive "$pid"
   DUMP_EXIT=$?
   kill "$guard" 2>/dev/null
   cat "$TMP/makedumpfile.log" >>"$LOG"
@@ -111,7 +111,7 @@ makedumpfile_failed() {
   last=$(grep -v -E '^ *$|^makedumpfile Failed|^This is an incomplete' "$TMP/makedumpfile.log" | tail -n 1)
   if [ "$DUMP_EXIT" -eq 137 ]; then
     last='killed, probably out of memory'
-    [ -e "$TMP/stalled" ] && last="the dump had not grown for $STALL_TIMEOUT s"
+    [ -s "$TMP/stalled" ] && read -r last <"$TMP/stalled"
   fi
   WHY="makedumpfile ended with $DUMP_EXIT${last:+: $last}"
   say "failed: $WHY"

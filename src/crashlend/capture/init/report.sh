@@ -121,10 +121,10 @@ put_holes() {
   HOLES_LEVEL=$(used_level)
 }
 
-# step NAME OK REASON CENTISECONDS: one rung of the ladder, on the current target.
+# step NAME OK REASON CENTISECONDS [LEVEL]: one rung of the ladder, on the current target.
 step() {
   LADDER="$LADDER${LADDER:+, }{\"step\": $(json_string "$1"), \"target\": $(json_string "$TARGET_SPEC"), \
-\"ok\": $(json_bool "$2"), \"reason\": $(json_string "$3"), \"seconds\": $(json_seconds "$4")}"
+\"ok\": $(json_bool "$2"), \"reason\": $(json_string "$3"), \"seconds\": $(json_seconds "$4")${5:+, \"level\": $(json_number "$5")}}"
 }
 
 # capture_json REASON: the report, ok when there is no reason. Paths are relative to the directory that holds it.

@@ -1,19 +1,47 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 # What runs beside the capture: nothing may hang, and memory is sampled.
 
-# The last resort: whatever hangs, the machine leaves after TOTAL_TIMEOUT. A dump that grows
-# (see stall_guard) is never cut off. Touches nothing that could block.
-dead_man() {
-  deadline=$(($(now) + TOTAL_TIMEOUT * 100))
-  while [ "$(now)" -lt "$deadline" ]; do
-    usleep 1000000
-    [ -r "$TMP/grown" ] || continue
+# What is left, in seconds, for all that follows a dump that came to nothing: other targets, the
+# report, pstore, the console.
+GRACE=120
+
+# When the machine leaves, in centiseconds since boot: TOTAL_TIMEOUT after the start, or later, for a
+# dump that grows (see stall_guard) is never cut off.
+deadline() {
+  last=$((STARTED + TOTAL_TIMEOUT * 100))
+  if [ -r "$TMP/grown" ]; then
     read -r grown <"$TMP/grown"
-    # later than stall_guard by two minutes: what is left to do should still be done
-    later=$((grown + STALL_TIMEOUT * 100 + 12000))
-    [ "$later" -gt "$deadline" ] && deadline=$later
+    # later than stall_guard: what is left to do should still be done
+    later=$((grown + (STALL_TIMEOUT + GRACE) * 100))
+    [ "$later" -le "$last" ] || last=$later
+  fi
+  echo "$last"
+}
+
+# Seconds until then, less what the last steps take.
+left() {
+  echo $((($(deadline) - $(now)) / 100 - 30))
+}
+
+# least A B: the smaller number.
+least() {
+  if [ "$1" -lt "$2" ]; then echo "$1"; else echo "$2"; fi
+}
+
+# moved AT: the dump has grown then. Renamed into place: nobody must read half a number.
+moved() {
+  echo "$1" >"$TMP/grown.new" && mv "$TMP/grown.new" "$TMP/grown"
+}
+
+# The last resort: whatever hangs, the machine leaves at its deadline. Touches nothing that could
+# block.
+dead_man() {
+  while [ "$(now)" -lt "$(deadline)" ]; do
+    usleep 1000000
   done
   say "nothing moved for too long: leaving by force"
+  # where pstore's backend is built in, it keeps what the kernel's log ends with
+  [ "$PSTORE" = never ] || echo 1 2>/dev/null >/sys/module/printk/parameters/always_kmsg_dump
   case $FINAL_ACTION in
     poweroff) echo o >/proc/sysrq-trigger && sleep 20 ;;
     halt) halt -f -n & sleep 20 ;;
@@ -21,24 +49,124 @@ dead_man() {
   echo b >/proc/sysrq-trigger
 }
 
-# stall_guard PID FILE: end the dump when its file has not grown for STALL_TIMEOUT.
+# ---- hardware watchdogs: what resets a crash kernel that has hung itself
+
+# Load their drivers and begin to feed. Production may have armed one: it has been counting since.
+arm_watchdogs() {
+  [ "$WATCHDOG_TIMEOUT" -gt 0 ] || return 0
+  if [ -r "$ETC/watchdogs" ]; then
+    while read -r module <&3; do
+      bounded 30 insmod "$module" || say "cannot load ${module##*/}"
+    done 3<"$ETC/watchdogs"
+  fi
+  feed_watchdogs
+}
+
+feed_watchdogs() {
+  FEEDERS=''
+  for device in "${DEV:-/dev}"/watchdog[0-9]*; do
+    [ -e "$device" ] || continue
+    feed "$device" &
+    FEEDERS="$FEEDERS $!"
+  done
+}
+
+# feed DEVICE: as long as the dead-man has patience, and a minute for what it does then. The device is
+# closed without the word that stops it, also when this process dies.
+feed() {
+  # only an ioctl sets the time; busybox has a program for that, which is ended before it goes on
+  timeout -s KILL 1 busybox watchdog -F -T "$WATCHDOG_TIMEOUT" -t 1 "$1" >/dev/null 2>&1
+  exec 3>"$1" || return
+  say "feeding ${1##*/}"
+  while [ "$(now)" -lt $(($(deadline) + 6000)) ]; do
+    printf . >&3
+    usleep 1000000
+  done
+}
+
+# For a machine that halts: stop what feeds them, then them. "V" is what stops one that allows it.
+release_watchdogs() {
+  for pid in $FEEDERS; do
+    kill -9 "$pid"
+  done
+  for device in "${DEV:-/dev}"/watchdog[0-9]*; do
+    [ -e "$device" ] || continue
+    # closed by the killed feeder only when that is gone
+    usleep 200000
+    bounded 5 dd of="$device" bs=1 2>/dev/null <<END || say "cannot stop ${device##*/}"
+V
+END
+  done
+}
+
+# watch_again STAGE: whatever has ended of these (a hook may do anything) is started again.
+watch_again() {
+  if ended "$DEAD_MAN"; then
+    dead_man &
+    DEAD_MAN=$!
+  fi
+  if [ "$1" = pre ] && ended "$LEAST_PID"; then
+    sample_memory &
+    LEAST_PID=$!
+  fi
+  for pid in $FEEDERS; do
+    ended "$pid" || continue
+    for other in $FEEDERS; do
+      kill -9 "$other" 2>/dev/null
+    done
+    feed_watchdogs
+    break
+  done
+}
+
+# ---- the dump
+
+# pulse PID FILE: a number that grows as long as makedumpfile writes. The kernel's count, because a
+# look at the file could hang where the target does.
+pulse() {
+  written=''
+  while read -r key value; do
+    [ "$key" = wchar: ] && written=$value && break
+  done 2>/dev/null <"/proc/$1/io"
+  [ -n "$written" ] || written=$(size_of "$2")
+  echo "$written"
+}
+
+# stall_guard PID FILE: end the dump when it has not grown for STALL_TIMEOUT, or takes longer than
+# DUMP_TIMEOUT (0: as long as it grows). Why is in $TMP/stalled.
 stall_guard() {
-  size=-1
-  while :; do
-    new=$(size_of "$2")
+  size=-1 began=$(now)
+  while ! ended "$1"; do
+    new=$(pulse "$1" "$2") at=$(now) why=''
     if [ "$new" -gt "$size" ]; then
-      size=$new
-      moved=$(now)
-      # renamed into place: the dead-man must never read half a number
-      echo "$moved" >"$TMP/grown.new" && mv "$TMP/grown.new" "$TMP/grown"
-    elif [ $(($(now) - moved)) -ge $((STALL_TIMEOUT * 100)) ]; then
-      say "the dump has not grown for $STALL_TIMEOUT s: ending it"
-      : >"$TMP/stalled"
+      size=$new last_moved=$at
+      moved "$at"
+    elif [ $((at - last_moved)) -ge $((STALL_TIMEOUT * 100)) ]; then
+      why="the dump had not grown for $STALL_TIMEOUT s"
+    fi
+    if [ "$DUMP_TIMEOUT" -gt 0 ] && [ $((at - began)) -ge $((DUMP_TIMEOUT * 100)) ]; then
+      why="the dump took longer than $DUMP_TIMEOUT s"
+    fi
+    if [ -n "$why" ]; then
+      say "$why: ending it"
+      echo "$why" >"$TMP/stalled"
       kill -9 "$1"
       return
     fi
     sleep 2
   done
+}
+
+# outlive PID: its exit status, as long as stall_guard lets it run; 124 when even that does not end it.
+outlive() {
+  until ended "$1"; do
+    if [ -e "$TMP/stalled" ]; then
+      await "$1" 10
+      return
+    fi
+    usleep 200000
+  done
+  wait "$1"
 }
 
 # Keep the least MemAvailable (KiB) that was seen in a file.

@@ -1,0 +1,197 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""What watches over the capture, its hooks, and what is left when no target took anything."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from capture_shell import executable, needs_busybox, shell
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+pytestmark = needs_busybox
+
+# Time that passes with each look at it: ten seconds, from a file, because subshells look, too.
+CLOCK = """
+now() { read -r t <clock; echo $((t + 1000)) >clock; echo "$t"; }
+usleep() { :; }
+say() { echo "$*" >>said; }
+echo 0 >clock
+"""
+
+
+def test_the_deadline_moves_with_a_dump_that_grows(tmp_path: Path) -> None:
+    """The total counts from the start; after that a dump has its time to stand still, and a grace."""
+    script = """
+    STARTED=500 TOTAL_TIMEOUT=600 STALL_TIMEOUT=300
+    deadline; moved 1000; deadline; moved 100000; deadline
+    now() { echo 100000; }
+    left
+    """
+    assert shell(script, tmp_path).split() == ["60500", "60500", "142000", "390"]
+
+
+def test_what_no_signal_ends_is_left_behind(tmp_path: Path) -> None:
+    """A process that waits for a dead disk does not die; nothing waits for it for ever."""
+    script = CLOCK + "ended() { false; }\nsleep 9 & await $! 60; echo $?; kill $!"
+    assert shell(script, tmp_path) == "124\n"
+
+
+def test_a_command_that_takes_too_long_is_ended(tmp_path: Path) -> None:
+    """Bounded passes status, output and input on, and ends what exceeds its bound."""
+    script = """
+    echo in | bounded 9 cat
+    bounded 9 sh -c 'exit 3'; echo $?
+    bounded 1 sleep 50; echo $?
+    """
+    assert shell(script, tmp_path).split() == ["in", "3", "137"]
+
+
+def test_a_zombie_has_ended(tmp_path: Path) -> None:
+    """A child that nobody has waited for yet is still in /proc."""
+    script = "true & pid=$!; until ended $pid; do :; done; ended $pid; echo $?; ended $$; echo $?"
+    assert shell(script, tmp_path).split() == ["0", "1"]
+
+
+def test_the_dead_man_leaves_by_force(tmp_path: Path) -> None:
+    """After the total, and not before; pstore's built-in backend may keep the log's end."""
+    script = CLOCK + "TOTAL_TIMEOUT=100\nsleep() { :; }\n"
+    script += 'echo() { command echo "$@"; }\ndead_man() {\n'
+    # the same loop, with its end made visible
+    script += (
+        'while [ "$(now)" -lt "$(deadline)" ]; do usleep 1000000; done; cat clock; }\ndead_man'
+    )
+    assert shell(script, tmp_path) == "11000\n"
+
+
+def test_watchdogs_are_fed_until_the_dead_man_has_failed(tmp_path: Path) -> None:
+    """Each is set to its time, then fed once a look, a minute longer than the dead-man takes."""
+    (tmp_path / "watchdog0").touch()
+    script = (
+        CLOCK + 'timeout() { command echo "$*" >>set; }\nTOTAL_TIMEOUT=100 WATCHDOG_TIMEOUT=45\n'
+    )
+    script += "feed $PWD/watchdog0"
+    shell(script, tmp_path)
+    assert (tmp_path / "watchdog0").read_text() == "." * 16  # (100 + 60) / 10
+    assert (tmp_path / "set").read_text() == (
+        f"-s KILL 1 busybox watchdog -F -T 45 -t 1 {tmp_path}/watchdog0\n"
+    )
+    assert "feeding watchdog0" in (tmp_path / "said").read_text()
+
+
+def test_watchdogs_are_left_alone_when_asked_to(tmp_path: Path) -> None:
+    """0 loads no driver and opens no device."""
+    (tmp_path / "watchdogs").write_text("/lib/modules/x.ko\n")
+    script = CLOCK + "WATCHDOG_TIMEOUT=0\nbounded() { echo no; }\nfeed() { echo no; }\nDEV=$PWD\n"
+    assert shell(f"{script}: >watchdog0; arm_watchdogs; wait", tmp_path) == ""
+    on = script.replace("WATCHDOG_TIMEOUT=0", "WATCHDOG_TIMEOUT=1")
+    assert shell(f"{on}arm_watchdogs; wait", tmp_path) == "no\nno\n"
+
+
+def test_hooks_get_the_documented_environment(tmp_path: Path) -> None:
+    """docs/hooks.md lists exactly these."""
+    executable(tmp_path / "hooks/post.d/10-env", "env | grep ^CRASHLEND_ | sort >env\n")
+    executable(tmp_path / "hooks/post.d/20-fails", "exit 3\n")
+    executable(tmp_path / "hooks/post.d/30-last", "echo done\n")
+    (tmp_path / "hooks/post.d/40-not-executable").write_text("exit 1\n")
+    (tmp_path / "dmesg.txt").write_text("log\n")
+    script = 'say() { echo "$*" >>said; }\nwatch_again() { :; }\nDIR=/d TARGET_SPEC=disk\n'
+    shell(
+        script + "VMCORE=/v REASON='a b' CAPTURE_JSON=/j PANIC=p; run_hooks post failed", tmp_path
+    )
+    assert (tmp_path / "env").read_text().splitlines() == [
+        "CRASHLEND_CAPTURE_JSON=/j",
+        "CRASHLEND_DIR=/d",
+        f"CRASHLEND_DMESG={tmp_path}/dmesg.txt",
+        "CRASHLEND_PANIC=p",
+        "CRASHLEND_REASON=a b",
+        "CRASHLEND_STAGE=post",
+        "CRASHLEND_STATUS=failed",
+        "CRASHLEND_TARGET=disk",
+        "CRASHLEND_TARGET_MOUNT=",
+        "CRASHLEND_VMCORE=/v",
+    ]
+    assert "20-fails ended with 3" in (tmp_path / "said").read_text()
+    assert (tmp_path / "log").read_text() == "done\n"
+
+
+def test_a_hook_that_hangs_is_ended_with_what_it_started(tmp_path: Path) -> None:
+    """Its children would go on to take memory and CPU; one that ends by itself may leave some."""
+    executable(tmp_path / "hooks/pre.d/10-hangs", "sleep 600 & echo $! >hung\nsleep 601\n")
+    executable(tmp_path / "hooks/pre.d/20-leaves", "sleep 60 & echo $! >left\n")
+    script = """
+    say() { echo "$*" >>said; }
+    watch_again() { :; }
+    HOOK_TIMEOUT=1 STARTED=$(now)
+    run_hooks pre
+    read -r hung <hung; read -r left <left
+    until ended "$hung"; do usleep 1000; done
+    ended "$left" || echo there
+    kill "$left"
+    """
+    assert shell(script, tmp_path) == "there\n"
+    assert "10-hangs ended with 137" in (tmp_path / "said").read_text()
+
+
+def test_what_a_hook_ends_is_started_again(tmp_path: Path) -> None:
+    """A hook that kills everything costs neither the dead-man nor the watchdogs."""
+    script = """
+    say() { :; }
+    dead_man() { exec sleep 99; }
+    sample_memory() { exec sleep 98; }
+    feed() { exec sleep 97; }
+    DEV=$PWD
+    : >watchdog0; : >watchdog1
+    dead_man & DEAD_MAN=$!
+    sample_memory & LEAST_PID=$!
+    feed_watchdogs
+    before="$DEAD_MAN $LEAST_PID $FEEDERS"
+    watch_again pre
+    [ "$before" = "$DEAD_MAN $LEAST_PID $FEEDERS" ] && echo same
+    kill -9 $before
+    for pid in $before; do until ended $pid; do :; done; done
+    watch_again pre
+    for pid in $DEAD_MAN $LEAST_PID $FEEDERS; do ended $pid || echo alive; done
+    kill -9 $DEAD_MAN $LEAST_PID $FEEDERS
+    """
+    assert shell(script, tmp_path).split() == ["same", *["alive"] * 4]
+
+
+@pytest.mark.parametrize(
+    ("backend", "said"),
+    [
+        ("erst", "pstore (erst) keeps the end of this log"),
+        ("(null)", "pstore has no backend here"),
+        (None, "pstore has no backend here"),
+    ],
+)
+def test_pstore_is_asked_what_it_has(tmp_path: Path, backend: str | None, said: str) -> None:
+    """Nothing is promised where no backend has registered; else every end of the kernel is kept."""
+    flag = tmp_path / "sys/module/printk/parameters/always_kmsg_dump"
+    flag.parent.mkdir(parents=True)
+    flag.write_text("N\n")
+    if backend is not None:
+        (tmp_path / "sys/module/pstore/parameters").mkdir(parents=True)
+        (tmp_path / "sys/module/pstore/parameters/backend").write_text(backend + "\n")
+    (tmp_path / "pstore").write_text("/lib/modules/ramoops.ko mem_size=1 max_reason=4\n")
+    script = CLOCK + 'bounded() { shift; echo "$*"; }\nSYS=$PWD/sys\npstore_keep'
+    out = shell(script + " || :", tmp_path)
+    assert out == "insmod /lib/modules/ramoops.ko mem_size=1 max_reason=4\n"
+    assert said in (tmp_path / "said").read_text()
+    assert flag.read_text() == ("1\n" if backend == "erst" else "N\n")
+
+
+def test_the_last_words_are_the_end_of_the_log(tmp_path: Path) -> None:
+    """For the console and for pstore: the last lines, printable, then why there is no dump."""
+    lines = [f"[{n}.0] line {n} \x1b[31m of the log" for n in range(200)]
+    (tmp_path / "dmesg.txt").write_text("\n".join(lines) + "\n")
+    (tmp_path / "kmsg").touch()
+    script = CLOCK + "DEV=$PWD\nPANIC=gone REASON=full\nlast_words"
+    # each line is one write to /dev/kmsg; into a file the last one stays
+    shell(script, tmp_path)
+    assert (tmp_path / "kmsg").read_text() == "<3>| [199.0] line 199 [31m of the log\n"
+    said = (tmp_path / "said").read_text().splitlines()
+    assert said[-2:] == ["crashed: gone", "no dump was saved: full"]
