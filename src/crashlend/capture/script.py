@@ -20,6 +20,7 @@ ALWAYS = (
 # What a kind of target takes besides, in order.
 KINDS = {
     "fs": ("devices", "directory", "fs"),
+    "raw": ("devices", "stream", "raw"),
 }
 _INTERPRETER = b"#!/bin/sh\n"
 

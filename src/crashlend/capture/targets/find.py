@@ -7,6 +7,7 @@ import shlex
 from typing import TYPE_CHECKING, Callable
 
 from crashlend.capture.targets.filesystem import find_filesystem
+from crashlend.capture.targets.raw import PREFIX, find_raw
 from crashlend.errors import CrashlendError
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ FORMS: dict[str, Finder] = {
     "UUID=": find_filesystem,
     "LABEL=": find_filesystem,
     "/dev/": find_filesystem,
+    PREFIX: find_raw,
 }
 
 

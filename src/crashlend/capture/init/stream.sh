@@ -1,0 +1,52 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+# What targets have in common that take the dump as a stream: makedumpfile's flattened format.
+
+# stream_dump SINK WORDS...: makedumpfile with these words into the function SINK, which reads its
+# standard input to the end and fails when not all of it is saved.
+stream_dump() {
+  sink=$1
+  shift
+  DUMP_ARGS="$* -F"
+  say "makedumpfile $DUMP_ARGS"
+  rm -f "$TMP/stalled" "$TMP/exit" "$TMP/sunk"
+  : >"$TMP/sink.log"
+  { stream_source "$@" | { "$sink" 2>"$TMP/sink.log" && : >"$TMP/sunk"; }; } &
+  pipe=$!
+  until ended "$pipe"; do
+    # the end of the stream is written out, or of no use any more
+    if [ -e "$TMP/exit" ] || [ -e "$TMP/stalled" ]; then
+      await "$pipe" 120
+      break
+    fi
+    usleep 200000
+  done
+  DUMP_EXIT=124
+  [ ! -s "$TMP/exit" ] || read -r DUMP_EXIT <"$TMP/exit"
+  # without dd's statistics
+  [ -e "$TMP/sunk" ] || grep -v ' records ' "$TMP/sink.log" >>"$TMP/makedumpfile.log"
+  cat "$TMP/makedumpfile.log" >>"$LOG"
+  if [ "$DUMP_EXIT" -ne 0 ]; then
+    makedumpfile_failed
+    return 1
+  fi
+  if [ ! -e "$TMP/sunk" ]; then
+    fail "cannot write the dump out: $(tail -n 1 "$TMP/makedumpfile.log")"
+    return 1
+  fi
+}
+
+# stream_source WORDS...: the stream, with its exit status in $TMP/exit. The guard has no part in the
+# pipe: its end would not be seen.
+stream_source() {
+  (
+    echo 500 >/proc/self/oom_score_adj
+    exec makedumpfile --message-level 6 "$@" -F "$CORE"
+  ) 2>"$TMP/makedumpfile.log" &
+  pid=$!
+  stall_guard "$pid" /dev/null >/dev/null &
+  guard=$!
+  outlive "$pid"
+  echo $? >"$TMP/exit.new"
+  mv "$TMP/exit.new" "$TMP/exit"
+  kill "$guard" 2>/dev/null
+}
