@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from crashlend.cli import agree, bench, conform, judges, matrix, rehearse, soak
+from crashlend.cli import agree, bench, capture_bench, conform, judges, matrix, rehearse, soak
 from crashlend.cli.output import print_json, progress
 from crashlend.cli.trial_flags import add_trial_flags, trial_spec
 from crashlend.errors import EXIT_DONE, EXIT_FAILED, CrashlendError
@@ -18,6 +18,10 @@ from crashlend.errors import EXIT_DONE, EXIT_FAILED, CrashlendError
 RUNS: dict[str, tuple[Any, str]] = {
     "agree": (agree, "what predict says, against kernels that are booted"),
     "bench": (bench, "what kexec-tools and crashlend need, side by side"),
+    "capture-bench": (
+        capture_bench,
+        "how quick a capture is, beside kdump-tools, by target, by threads",
+    ),
     "conform": (conform, "does a kernel's ,cma do what upstream promises?"),
     "judges": (judges, "what crashlend loads beside what the kernel and kexec-tools load"),
     "matrix": (matrix, "a table of trials: kernels, lenders, firmware; here or on a cluster"),

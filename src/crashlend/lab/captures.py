@@ -79,10 +79,11 @@ def build_capture_for(kernel: Kernel, say: Say = silent) -> Path:
         return build_capture(kernel, lay_out_hooks(Path(directory)), say)
 
 
-def lay_out_hooks(tree: Path, *, victim: bool = False) -> Path:
+def lay_out_hooks(tree: Path, *, victim: bool = False, speed: bool = False) -> Path:
     """Put the lab's hooks into ``tree``/hooks as the product wants them; return that directory.
 
-    ``victim``: with the one that looks for late DMA in the crash kernel's own memory.
+    ``victim``: with the one that looks for late DMA in the crash kernel's own memory; ``speed``: with
+    the one that writes the dump again and again.
     """
     with as_file(files("crashlend.lab").joinpath("guestfiles")) as guestfiles:
         for kind in ("pre", "post"):
@@ -93,4 +94,7 @@ def lay_out_hooks(tree: Path, *, victim: bool = False) -> Path:
         if victim:
             shutil.copy(guestfiles / "victim-hook", tree / "hooks/pre.d/60-victim")
             (tree / "hooks/pre.d/60-victim").chmod(0o755)
+        if speed:
+            shutil.copy(guestfiles / "speed-hook", tree / "hooks/post.d/60-speed")
+            (tree / "hooks/post.d/60-speed").chmod(0o755)
     return tree / "hooks"

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 LAB_COMMANDS = (
     "cli/agree.py",
     "cli/bench.py",
+    "cli/capture_bench.py",
     "cli/conform.py",
     "cli/demo.py",
     "cli/estimate_verb.py",
@@ -38,6 +39,7 @@ LAB_COMMANDS = (
     "cli/trial_flags.py",
     "cli/trials.py",
     "cli/twin_flags.py",
+    "lab/speed/report.py",
 )
 
 

@@ -65,7 +65,9 @@ class Spec:
     of their machine (parity.py); production does where a command says so. ``lab_label`` is the
     label of the lab's own disk, ``initramfs`` a capture initramfs that is not the lab's.
     ``analyze``: drgn reads the dump, and finds what production said of itself right before the
-    crash (analysis.py).
+    crash (analysis.py). ``threads``: how many of makedumpfile must have written the dump (None: not looked at). ``speed``: after the dump
+    the crash kernel writes it again with each compression and number of threads, and tells how long
+    that took.
     """
 
     kernel: Kernel
@@ -111,6 +113,8 @@ class Spec:
     lab_label: str = LAB_LABEL
     initramfs: Path | None = None
     analyze: bool = False
+    threads: int | None = None
+    speed: bool = False
 
 
 @dataclass(frozen=True)

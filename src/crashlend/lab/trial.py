@@ -38,6 +38,7 @@ from crashlend.lab.parity import check_parity
 from crashlend.lab.qemu import Disk, Machine, choose_accel, run_machine
 from crashlend.lab.secure import build_boot_disk
 from crashlend.lab.spec import Saved, Spec
+from crashlend.lab.speed.checks import check_speed
 from crashlend.lab.triggers import copy_trigger
 from crashlend.lab.watch import PRODUCTIONS_OWN, Watch
 from crashlend.sizes import format_size
@@ -153,6 +154,7 @@ def run_trial(
             found, analysis = check_analysis(spec, report, saved, say)
             checks += found
             more.update(analysis)
+        checks += check_speed(spec, report, saved.capture)
         console = read_console(directory)
         outcome = Outcome(
             spec=spec,
@@ -237,7 +239,8 @@ def make_lab_disk(spec: Spec, directory: Path, say: Say) -> Path:
         crash = find_crash(spec.crash)
         if crash and crash.kind.module:
             copy_trigger(spec.kernel, tree, say)
-        hooks = lay_out_hooks(tree, victim=bool(spec.late) and spec.late != "edu")
+        victim = bool(spec.late) and spec.late != "edu"
+        hooks = lay_out_hooks(tree, victim=victim, speed=spec.speed)
         commands = spec.commands or (load_command(spec, spec.loader, production_words(spec)),)
         commands += (STOP,) if spec.proof or spec.flips else ()
         if not spec.build_in_guest:

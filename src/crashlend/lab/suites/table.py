@@ -21,6 +21,7 @@ from crashlend.lab.suites.flips import FLIPS
 from crashlend.lab.suites.never import NEVER
 from crashlend.lab.suites.parity import PARITY
 from crashlend.lab.suites.shapes import SHAPES
+from crashlend.lab.suites.speed import SPEED
 from crashlend.sizes import GIB, MIB
 
 SEED = "crashkernel=1G,cma crashkernel=100M"
@@ -356,6 +357,7 @@ SUITE = (
     *DMA,
     *EXACT,
     *SHAPES,
+    *SPEED,
     *PARITY,
     *BYTES,
     *FLIPS,

@@ -1,0 +1,229 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The bench of the capture: its clock, what counts as a run, and what is made of the figures."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from crashlend.errors import CrashlendError
+from crashlend.lab.qemu import Report
+from crashlend.lab.spec import Spec
+from crashlend.lab.speed import report
+from crashlend.lab.speed.checks import CHECK_AGAIN, CHECK_THREADS, check_speed, threads_of
+from crashlend.lab.speed.contenders import CONTENDERS, by_name, job
+from crashlend.lab.speed.moments import CRASHLEND, KDUMP_TOOLS, Follower, Line, moments
+from crashlend.lab.suites.speed import SPEED
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+CONSOLE = """\
+[    0.000000] Linux version 6.1.0-56-amd64
+crashlend: makedumpfile was never called here
+[   17.408559] Kernel panic - not syncing: sysrq triggered crash
+crashlend: segments are whole, 391 ms
+[    0.000000] Linux version 6.1.0-56-amd64
+[    3.491294] crashlend: crash kernel 6.1.0-56-amd64 is up
+[    6.149932] crashlend: makedumpfile -l -d 31
+[    7.000000] crashlend: makedumpfile -c -d 31
+[    8.172944] crashlend: saved 47414436 bytes
+""".splitlines()
+
+
+def lines(texts: list[str]) -> list[Line]:
+    """One line a second, from 100 on."""
+    return [Line(100.0 + index, text) for index, text in enumerate(texts)]
+
+
+def test_moments_are_from_the_panic() -> None:
+    """Production's own lines do not count, the first of several does, and what never came is missing."""
+    assert moments(lines(CONSOLE), CRASHLEND) == {
+        "kernel": 2.0,
+        "init": 3.0,
+        "dmesg": 4.0,
+        "saved": 6.0,
+    }
+    assert moments(lines(CONSOLE[:2]), CRASHLEND) == {}
+
+
+def test_kdump_tools_may_save_the_log_last() -> None:
+    """The order of its moments is its own."""
+    text = [
+        "Kernel panic - not syncing: x",
+        "kdump-tools[211]: saved vmcore in /var/crash/1",
+        "kdump-tools[211]: saved dmesg content in /var/crash/1",
+    ]
+    assert moments(lines(text), KDUMP_TOOLS) == {"saved": 1.0, "dmesg": 2.0}
+
+
+def test_a_console_is_followed_as_it_grows(tmp_path: Path) -> None:
+    """Lines are whole and in order, however they were written; an older console is not read."""
+    console = tmp_path / "console.log"
+    console.write_text("of an earlier run\n")
+    with Follower(console) as follower, console.open("ab") as file:
+        for piece in (b"one\ntw", b"o\r\nth", b"ree\nunfinished"):
+            file.write(piece)
+            file.flush()
+    assert [line.text for line in follower.lines] == ["one", "two", "three"]
+    assert [line.at for line in follower.lines] == sorted(line.at for line in follower.lines)
+
+
+def test_only_crashlends_systems_load_with_crashlend() -> None:
+    """kdump-tools has loaded by itself; crashlend takes its place; nothing crashes without an image."""
+    for contender in CONTENDERS:
+        text = job(contender)
+        assert ("crashlend load" in text) == (contender.settings is not None)
+        assert text.index("kexec_crash_loaded") < text.index("sysrq-trigger")
+    assert by_name("kdump-tools").settings is None
+    with pytest.raises(CrashlendError, match="no contender"):
+        by_name("kdumpctl")
+
+
+@pytest.mark.parametrize(
+    ("words", "count"),
+    [
+        (["-l", "-d", "31"], 0),
+        (["-z", "--num-threads", "3", "-d", "31"], 3),
+        (["--num-threads"], 0),
+        ([], 0),
+    ],
+)
+def test_threads_of_words(words: list[str], count: int) -> None:
+    assert threads_of(words) == count
+
+
+def spec(**more: Any) -> Spec:
+    return Spec(kernel=None, **more)  # type: ignore[arg-type]
+
+
+def test_threads_are_checked_where_a_trial_says_how_many() -> None:
+    """What capture.json tells must be what the trial wants, none included."""
+    capture = {
+        "makedumpfile": {"args": ["-z", "--num-threads", "3", "-d", "31"]},
+        "crash_kernel": {"cpus": 4},
+    }
+    assert check_speed(spec(), Report(), capture) == []
+    for wanted, ok in ((3, True), (2, False), (0, False)):
+        (check,) = check_speed(spec(threads=wanted), Report(), capture)
+        assert (check.name, check.ok) == (CHECK_THREADS, ok)
+        assert "4 CPUs" in check.detail
+    (lost,) = check_speed(spec(threads=3), Report(), {})
+    assert not lost.ok
+
+
+def run(flag: str, threads: int, *, code: str = "0", seconds: float = 2.0) -> dict[str, Any]:
+    pages = 25600 if code == "0" else 0  # 100 MiB
+    return {
+        "event": "speed",
+        "flag": flag,
+        "threads": threads,
+        "cpus": 4,
+        "exit": code,
+        "pages": pages,
+        "bytes": 50 << 20,
+        "written_cs": 1,
+        "synced_cs": int(seconds * 100),
+    }
+
+
+def test_a_compression_that_is_not_built_in_is_no_failure() -> None:
+    """The table is complete without it; without any run of lzo there is none."""
+    for runs, ok in (
+        ([run("-l", 0), run("-z", 0, code="disabled")], True),
+        ([run("-l", 0, code="1")], False),
+        ([], False),
+    ):
+        (check,) = check_speed(spec(speed=True), Report(events=runs), {})
+        assert (check.name, check.ok) == (CHECK_AGAIN, ok)
+
+
+def compared(name: str, *saved: float) -> list[dict[str, Any]]:
+    return [
+        {
+            "name": name,
+            "moments": {"kernel": 1.0, "init": 2.0, "saved": at},
+            "vmcore_bytes": 40 << 20,
+            "capture": {},
+        }
+        for at in saved
+    ]
+
+
+DATA: dict[str, Any] = {
+    "machine": {"qemu": "QEMU 7.2", "accel": "tcg", "host_cpus": 2},
+    "commit": "abcdef",
+    "compare": {
+        "kernel": "6.1",
+        "memory_bytes": 2 << 30,
+        "cmdline": "crashkernel=320M",
+        "runs": [*compared("kdump-tools", 60, 40, 50), *compared("crashlend", 20, 15, 90)],
+    },
+    "targets": [
+        {
+            "title": "ext4 on a virtio disk",
+            "release": "6.1.0-56-amd64",
+            "initramfs_bytes": 2400000,
+            "vmcore_bytes": 40 << 20,
+            "peak_used_bytes": 50 << 20,
+            "seconds": {"dump": 4.0},
+            "moments": {"init": 10.0, "dmesg": 12.0, "saved": 15.0},
+        }
+    ],
+    "threads": {
+        "release": "7.3.4",
+        "version": "1.7.8",
+        "runs": [
+            run("-l", 0, seconds=9),
+            run("-l", 0),
+            run("-l", 3, seconds=4),
+            run("-z", 0, seconds=5),
+            run("-c", 0, code="1"),
+        ],
+    },
+}
+
+
+def test_medians_make_the_ratio() -> None:
+    """One slow run decides nothing: 20 s against 50 s is 0.40, and the goal is met."""
+    text = report.markdown(DATA)
+    assert "×0.40" in text
+    assert "is met: 0.40" in text
+    assert "50.0 s (40.0 to 60.0)" in text
+
+
+def test_a_goal_that_is_missed_is_said() -> None:
+    runs = [*compared("kdump-tools", 30), *compared("crashlend", 20)]
+    assert "is not met: 0.67" in report.verdict(runs)
+    assert report.verdict(compared("crashlend", 20)) == ""
+
+
+def test_threads_table_leaves_out_the_first_run_and_failures() -> None:
+    """The first run fills caches: 100 MiB in 2 s are 50 MiB/s, not the 11 of the first."""
+    text = report.threads(DATA["threads"])
+    (lzo,) = [line for line in text.splitlines() if line.startswith("| `-l`")]
+    (zstd,) = [line for line in text.splitlines() if line.startswith("| `-z`")]
+    assert lzo == "| `-l` | 50 MiB | 50 MiB/s (2.0 s) | 25 MiB/s (4.0 s) |"
+    assert zstd.endswith("| 20 MiB/s (5.0 s) | - |")
+    assert "`-c`" not in text
+
+
+def test_targets_table() -> None:
+    """40 MiB in 4 s are 10 MiB/s; times are from the panic."""
+    (row,) = [line for line in report.targets(DATA["targets"]).splitlines() if "virtio" in line]
+    cells = [cell.strip() for cell in row.strip("|").split("|")]
+    assert cells[2:] == ["2,400,000", "10.0 s", "12.0 s", "15.0 s", "10.0", "50 MiB"]
+
+
+def test_what_is_not_measured_yet_is_left_out() -> None:
+    """An interrupted run can be reported."""
+    some = {**DATA, "targets": [], "threads": None, "compare": {**DATA["compare"], "runs": []}}
+    text = report.markdown(some)
+    assert "By target" not in text
+    assert "By compression" not in text
+
+
+def test_trials_of_speed_say_how_many_threads() -> None:
+    """A trial of this table without a number would check nothing of its own."""
+    assert all(trial.spec["threads"] is not None for trial in SPEED)
