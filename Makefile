@@ -12,10 +12,10 @@ N ?= 60
 SEED ?= $(shell date +%Y%m%d)
 SECONDS ?= 60
 
-.PHONY: help demo test unit trials check trial exact proof bench census predictions fuzz soak agree matrix judges conform estimate bare purgatory docs clean
+.PHONY: help demo test unit trials check trial exact proof bench bench-capture census predictions fuzz soak agree matrix judges conform estimate bare purgatory docs clean
 
 help: ## this list
-	@awk -F':.*## ' '/^[a-z]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' Makefile
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-13s %s\n", $$1, $$2}' Makefile
 
 demo: .venv/.lab ## crash a stock Debian kernel with and without lent memory, side by side
 	$(BIN)/crashlend lab demo
@@ -47,6 +47,10 @@ proof: .venv/.dev ## compare dumps with memory to the byte, flip bits of the ima
 bench: .venv/.lab ## what kexec-tools and crashlend need, measured (an hour); writes docs/benchmarks.md
 	$(BIN)/crashlend lab bench --jobs $(JOBS) -o docs/benchmarks.md --data docs/results/bench.json \
 	  --quote docs/what-it-costs.md
+
+bench-capture: .venv/.lab ## how quick a capture is, beside kdump-tools (an hour); writes docs/capture-speed.md
+	$(BIN)/crashlend lab capture-bench --rounds $(or $(ROUNDS),3) --report docs/capture-speed.md \
+	  --data docs/results/capture-bench.json
 
 conform: .venv/.lab ## boot four kernels: does ,cma do what upstream promises? writes docs/conformance
 	for kernel in 6.1 6.17 7.2 7.3; do \
