@@ -3,15 +3,19 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from crashlend.errors import CrashlendError
-from crashlend.lab.qemu import Report
+from crashlend.lab.qemu import LostVmError, Report
+from crashlend.lab.records import Records
 from crashlend.lab.spec import Spec
 from crashlend.lab.speed import report
+from crashlend.lab.speed import run as run_module
 from crashlend.lab.speed.checks import CHECK_AGAIN, CHECK_THREADS, check_speed, threads_of
+from crashlend.lab.speed.compare import why_not
 from crashlend.lab.speed.contenders import CONTENDERS, by_name, job
 from crashlend.lab.speed.moments import CRASHLEND, KDUMP_TOOLS, Follower, Line, moments
 from crashlend.lab.suites.speed import SPEED
@@ -227,3 +231,92 @@ def test_what_is_not_measured_yet_is_left_out() -> None:
 def test_trials_of_speed_say_how_many_threads() -> None:
     """A trial of this table without a number would check nothing of its own."""
     assert all(trial.spec["threads"] is not None for trial in SPEED)
+
+
+GOOD = {"moments": {"kernel": 1.0, "init": 2.0, "saved": 9.0}, "vmcore_bytes": 1, "capture": {}}
+
+
+class Guests:
+    """Stands in for what crashes guests: what was asked for, and what each comes to."""
+
+    def __init__(self, *whys: str) -> None:
+        self.whys = list(whys)
+        self.asked: list[str] = []
+
+    def compare(self, contender: Any, *_: object, **__: object) -> dict[str, Any]:
+        self.asked.append(contender.name)
+        return {"name": contender.name, **GOOD, "why": self.whys.pop(0) if self.whys else ""}
+
+    def trial(self, *_: object, **__: object) -> object:
+        self.asked.append("trial")
+        raise LostVmError("the virtual machine was lost", "it is none")
+
+
+@pytest.fixture
+def _no_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run_module, "fetch", lambda *_: SimpleNamespace(release="6.1"))
+    monkeypatch.setattr(run_module, "TARGETS", ())
+
+
+def bench(
+    directory: Path, guests: Guests, monkeypatch: pytest.MonkeyPatch, **more: Any
+) -> run_module.Bench:
+    monkeypatch.setattr(run_module, "run_one", guests.compare)
+    monkeypatch.setattr(run_module, "run_trial", guests.trial)
+    return run_module.Bench(Records(directory / "results.jsonl"), **more)
+
+
+@pytest.mark.usefixtures("_no_kernels")
+def test_contenders_take_turns_and_most_is_most(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So many guests and no more; the next run goes on where this one ended, and asks none twice."""
+    names = [contender.name for contender in CONTENDERS]
+    first, second = Guests(), Guests()
+    data = bench(tmp_path, first, monkeypatch, rounds=2, most=5).results()
+    assert first.asked == [*names, names[0]]
+    assert len(data["compare"]["runs"]) == 5
+    data = bench(tmp_path, second, monkeypatch, rounds=2, most=3).results()
+    assert second.asked == names[1:]
+    assert [run["name"] for run in data["compare"]["runs"]] == names * 2
+    assert data["threads"] is None
+
+
+@pytest.mark.usefixtures("_no_kernels")
+def test_a_run_that_does_not_count_is_repeated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A dump that does not open is no result; three in a row end the bench, and all are on record."""
+    guests = Guests("the dump does not open")
+    data = bench(tmp_path, guests, monkeypatch, rounds=1, most=2).results()
+    assert guests.asked == [CONTENDERS[0].name] * 2
+    assert len(data["compare"]["runs"]) == 1
+    stubborn = Guests(*["the dump does not open"] * 9)
+    with pytest.raises(CrashlendError, match="cannot go on"):
+        bench(tmp_path / "other", stubborn, monkeypatch, rounds=1).results()
+    assert len(stubborn.asked) == run_module.TRIES
+
+
+@pytest.mark.usefixtures("_no_kernels")
+def test_a_lost_machine_is_no_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It says nothing about the capture, and is run again."""
+    guests = Guests()
+    with pytest.raises(CrashlendError, match="cannot go on"):
+        bench(tmp_path, guests, monkeypatch, rounds=1).results()
+    assert guests.asked[len(CONTENDERS) :] == ["trial"] * run_module.TRIES
+
+
+@pytest.mark.parametrize(
+    ("moments_seen", "panic", "timed_out", "words"),
+    [
+        ({"kernel": 1.0, "saved": 2.0}, "Kernel panic - not", False, ""),
+        ({"kernel": 1.0}, "Kernel panic - not", False, "not seen on the console: saved"),
+        ({"kernel": 1.0, "saved": 2.0}, "", False, "the dump does not open"),
+        ({"kernel": 1.0, "saved": 2.0}, "Kernel panic - not", True, "the deadline passed"),
+    ],
+)
+def test_what_counts(
+    moments_seen: dict[str, float], panic: str, timed_out: bool, words: str
+) -> None:
+    """A run counts when its times are known and its dump was opened."""
+    assert why_not({"moments": moments_seen, "panic": panic}, timed_out=timed_out) == words
