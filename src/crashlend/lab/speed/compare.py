@@ -30,6 +30,9 @@ from crashlend.lab.system.image import (
     system_of,
 )
 
+# what a flattened dump begins with (makedumpfile.h: MAKEDUMPFILE_SIGNATURE)
+FLATTENED = b"makedumpfile"
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -98,9 +101,19 @@ def result_of(contender: Contender, disk: Path, directory: Path) -> dict[str, An
 
 
 def panic_in(vmcore: Path) -> str:
-    """The panic's line in the log of a dump, by makedumpfile here; "" when it finds none."""
+    """The panic's line in the log of a dump, by makedumpfile here; "" when it finds none.
+
+    kdump-tools leaves the flattened format, as it came through the pipe; that is put together first.
+    """
     tool = find_tool("makedumpfile", "install the package makedumpfile")
     out = vmcore.parent / "dmesg.of.it"
+    with vmcore.open("rb") as file:
+        flattened = file.read(len(FLATTENED)) == FLATTENED
+    if flattened:
+        whole = vmcore.parent / "whole"
+        with vmcore.open("rb") as file:
+            subprocess.run([tool, "-R", str(whole)], stdin=file, capture_output=True, check=False)
+        vmcore = whole
     subprocess.run([tool, "--dump-dmesg", str(vmcore), str(out)], capture_output=True, check=False)
     if not out.exists():
         return ""
@@ -110,7 +123,7 @@ def panic_in(vmcore: Path) -> str:
 
 def why_not(result: Mapping[str, Any], *, timed_out: bool) -> str:
     """Why a run does not count; empty when its dump is there, opens, and the times are known."""
-    missing = [name for name in ("kernel", "saved") if name not in result["moments"]]
+    missing = [name for name in ("init", "saved") if name not in result["moments"]]
     if missing:
         return f"not seen on the console: {', '.join(missing)}"
     if not result["panic"]:

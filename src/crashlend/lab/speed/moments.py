@@ -21,9 +21,8 @@ if TYPE_CHECKING:
 PANIC = "Kernel panic - not syncing"
 LOOK_SECONDS = 0.05
 
-# What is looked for after the panic, in this order. The first moment is the crash kernel's own.
+# What is looked for after the panic: init's first words, and so on.
 CRASHLEND = {
-    "kernel": r"Linux version ",
     "init": r"crashlend: crash kernel \S+ is up",
     # said when dmesg.txt and a first report are on the disk
     "dmesg": r"crashlend: makedumpfile ",
@@ -31,8 +30,8 @@ CRASHLEND = {
     "left": r"reboot: Restarting system",
 }
 KDUMP_TOOLS = {
-    "kernel": r"Linux version ",
-    "init": r"Run /init as init process|Loading, please wait|systemd\[1\]:",
+    # initramfs-tools
+    "init": r"Loading, please wait",
     "dmesg": r"saved dmesg content in",
     "saved": r"saved vmcore in",
     "left": r"reboot: Restarting system",
@@ -49,7 +48,7 @@ class Line(NamedTuple):
 def moments(lines: Iterable[Line], patterns: Mapping[str, str]) -> dict[str, float]:
     """Seconds from the panic to the first line of each pattern after it; those that came.
 
-    Whether one comes before another is left to who captures: kdump-tools saves the log last.
+    Whether one comes before another is left to who captures.
     """
     began: float | None = None
     found: dict[str, float] = {}

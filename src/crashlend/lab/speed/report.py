@@ -33,8 +33,9 @@ that it builds there. Both dump at level 31 to /var/crash. They took turns, {rou
 least to most in brackets. All times are from the panic, on the host's clock.
 """
 _COMPARE_AFTER = """\
-kdump-tools saves the dump first and the log after it, crashlend the log first. `-c` (zlib) is what
-kdump-tools asks of makedumpfile. Each dump counted was opened by makedumpfile, which found the panic in it.
+Both save the log first. kdump-tools has makedumpfile compress with zlib (`-c`) and write to a pipe (`-F`), and
+runs below systemd, as the system itself does. Each dump that counts was opened by makedumpfile, which found
+the panic in it.
 """
 _TARGETS = """\
 ## By target
@@ -205,5 +206,5 @@ def _rate(run: Mapping[str, Any]) -> str:
 def _words(runs: Iterable[Mapping[str, Any]]) -> str:
     """makedumpfile's, of all runs; kdump-tools leaves no report, and has its default."""
     reports = [run.get("capture") or {} for run in runs]
-    found = [(r.get("makedumpfile") or {}).get("args", ["-c", "-d", "31"]) for r in reports]
+    found = [(r.get("makedumpfile") or {}).get("args", ["-F", "-c", "-d", "31"]) for r in reports]
     return ", ".join(dict.fromkeys(f"`{' '.join(words)}`" for words in found))
