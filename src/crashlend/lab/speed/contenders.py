@@ -46,12 +46,6 @@ CONTENDERS = (
         CRASHLEND,
         "[crashlend]\n",
     ),
-    Contender(
-        "crashlend-off",
-        "the same, bus masters off and 1 s in the place of 10 s",
-        CRASHLEND,
-        "[crashlend]\ndma_quiesce = bus-masters-off,wait=1\n",
-    ),
 )
 
 

@@ -14,6 +14,8 @@ SMALL = {
     "timeout_seconds": 900.0,
     "poison": False,
     "scan": False,
+    # on the CPU that firmware booted, or that one would be spared, and one CPU less come up
+    "crash": "sysrq-cpu0",
 }
 
 SPEED = (
