@@ -17,6 +17,7 @@ from crashlend.capture.script import script
 from crashlend.capture.targets.filesystem import filesystem_target
 from crashlend.errors import CrashlendError
 from crashlend.formats import newc
+from test_elf import build_elf
 
 RELEASE = "6.1.0-test"
 TARGET = filesystem_target("UUID=1-2", "ext4", "/var/crash", (Want("ext4", "file system"),))
@@ -47,6 +48,22 @@ def root(tmp_path: Path) -> Path:
 def unpack(data: bytes) -> dict[str, newc.Member]:
     unpacked = gzip.decompress(data) if data[:2] == b"\x1f\x8b" else lzma.decompress(data)
     return {member.path: member for member in newc.parse(unpacked)[0]}
+
+
+@pytest.mark.parametrize(("version", "threads"), [("1.7.8", "auto"), ("1.7.6", "0")])
+def test_threads_bring_their_library(root: Path, version: str, threads: str) -> None:
+    """What glibc opens when a thread ends is there where there are threads, and only there."""
+    loader = "/lib64/ld-linux-x86-64.so.2"
+    said = f"makedumpfile: version {version} (released on 30 Oct 2025)\nlzo\tenabled\n"
+    program = build_elf(interpreter=loader) + said.encode()
+    (root / "usr/bin/makedumpfile").write_bytes(program)
+    (root / "lib64").mkdir()
+    (root / loader.lstrip("/")).write_bytes(build_elf())
+    (root / "lib64/libgcc_s.so.1").write_bytes(build_elf())
+    members = unpack(build_initramfs(root, CaptureSpec(RELEASE, (TARGET,))).data)
+    assert ("lib64/libgcc_s.so.1" in members) is (threads == "auto")
+    config = members["etc/crashlend/capture.conf"].data.decode()
+    assert f"COMPRESSIONS='-l -c'\nTHREADS='{threads}'\n" in config
 
 
 def test_contents(root: Path) -> None:

@@ -27,9 +27,10 @@ from crashlend.capture.makedumpfile import (
     read_features,
     variables,
 )
-from crashlend.capture.makedumpfile_probe import core_of, look_at, supports
+from crashlend.capture.makedumpfile_probe import core_of, find_threads, look_at, supports
 from crashlend.config import Settings
 from crashlend.plan import make_plan
+from test_elf import build_elf
 
 INSTALLED = shutil.which("makedumpfile", path=f"{os.defpath}:/usr/sbin:/sbin")
 
@@ -57,18 +58,50 @@ def test_compressions_are_those_built_in(built_in: dict[str, str], flags: tuple[
 
 @pytest.mark.parametrize(
     ("version", "threads"),
-    [("1.6.8", "0"), ("1.7.7++", "0"), ("1.7.8", "auto"), ("1.7.9++", "auto"), ("1.8.0", "auto")],
+    [("1.6.8", False), ("1.7.7++", False), ("1.7.8", True), ("1.7.9++", True), ("1.8.0", True)],
 )
-def test_threads_only_since_the_race_is_mended(version: str, threads: str) -> None:
+def test_threads_only_since_the_race_is_mended(version: str, threads: bool) -> None:
     """--num-threads is used from 1.7.8 on: before, threads may corrupt the dump."""
-    assert variables(read_features(program(version)))["THREADS"] == threads
+    assert read_features(program(version)).threads is threads
+
+
+@pytest.mark.parametrize(
+    ("version", "loader", "library", "usable"),
+    [
+        ("1.7.8", "/lib64/ld-linux-x86-64.so.2", True, True),
+        ("1.7.8", "/lib64/ld-linux-x86-64.so.2", False, False),
+        ("1.7.8", "/lib/ld-musl-x86_64.so.1", False, True),
+        ("1.7.6", "/lib64/ld-linux-x86-64.so.2", True, False),
+    ],
+)
+def test_threads_need_a_library_of_glibc(
+    tmp_path: Path, version: str, loader: str, library: bool, usable: bool
+) -> None:
+    """Glibc opens libgcc_s.so.1 when a thread ends, and aborts without it: then there are none."""
+    where = tmp_path / "usr/bin/makedumpfile"
+    where.parent.mkdir(parents=True)
+    where.write_bytes(build_elf(interpreter=loader) + program(version))
+    if library:
+        found = tmp_path / "usr/lib/libgcc_s.so.1"
+        found.parent.mkdir()
+        found.write_bytes(build_elf())
+    features = read_features(where.read_bytes())
+    threads = find_threads(tmp_path, where, features)
+    assert threads.usable is usable
+    assert (threads.library is not None) is (usable and library)
+    if threads.library:
+        assert threads.library.path == "/usr/lib/libgcc_s.so.1"
+    assert variables(features, threads=threads.usable)["THREADS"] == ("auto" if usable else "0")
+    known = look_at(tmp_path, "6.1.0")
+    assert known is not None
+    assert known.threads is usable
 
 
 def test_a_program_of_unknown_version() -> None:
     """A wrapper may have every compression, gets no threads, and nothing is claimed of its age."""
     features = read_features(b"#!/bin/sh\nexec /opt/makedumpfile version 9\n")
     assert features.flags == ("-z", "-l", "-p", "-c")
-    assert variables(features)["THREADS"] == "0"
+    assert not features.threads
     assert notes(features, "7.3.4", None) == ()
     (note,) = notes(features, "7.3.4", False)
     assert note.startswith("makedumpfile says that it does not support the crash kernel 7.3.4;")

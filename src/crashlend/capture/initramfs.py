@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Optional
 
 from crashlend.capture import makedumpfile
 from crashlend.capture.libraries import find_libraries, resolve
+from crashlend.capture.makedumpfile_probe import find_threads
 from crashlend.capture.modulelists import module_lists
 from crashlend.capture.modules import Want, find_module_directory, read_module, read_module_tree
 from crashlend.capture.script import script
@@ -132,14 +133,22 @@ def build_initramfs(root: Path, spec: CaptureSpec) -> Initramfs:
     _add_busybox(contents, root)
     program = _find_tool(root, makedumpfile.PATHS, "makedumpfile")
     contents.add_program(root, program, "bin/makedumpfile", "writes the dump")
+    features = makedumpfile.read_features(contents.members["bin/makedumpfile"].data)
+    threads = find_threads(root, program, features)
+    if threads.library:
+        data = _read(threads.library.source)
+        path = threads.library.path.lstrip("/")
+        contents.add(newc.regular(path, data, 0o755), "threads of makedumpfile")
     for number, target in enumerate(spec.targets):
         _add_target(contents, root, target, number)
     _add_modules(contents, root, spec)
     if spec.hooks is not None:
         _add_hooks(contents, root, spec.hooks)
-    features = makedumpfile.read_features(contents.members["bin/makedumpfile"].data)
     config = shell_variables(
-        {**_capture_variables(spec, _library_path(contents)), **makedumpfile.variables(features)}
+        {
+            **_capture_variables(spec, _library_path(contents)),
+            **makedumpfile.variables(features, threads=threads.usable),
+        }
     )
     contents.add(newc.regular("etc/crashlend/capture.conf", config), "settings")
 

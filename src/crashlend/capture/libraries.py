@@ -2,7 +2,7 @@
 """The shared libraries that an executable needs, found the way ld.so(8) finds them.
 
 Nothing is executed (ldd runs what it looks at), so the files may belong to another machine.
-Libraries that a program opens with dlopen() are not seen; makedumpfile and busybox open none.
+Libraries that a program opens with dlopen() are not seen; :func:`find_library` finds one by its name.
 """
 
 from __future__ import annotations
@@ -87,6 +87,15 @@ def find_libraries(root: Path, executable: Path) -> tuple[Library, ...]:
             found[name] = Library(path, source, f"library of {user.rsplit('/', 1)[-1]}")
             queue.append((path, library))
     return tuple(sorted(found.values(), key=lambda item: item.path))
+
+
+def find_library(root: Path, executable: Path, name: str) -> Library:
+    """The library ``name`` as ``executable`` would open it by dlopen(); CrashlendError without it."""
+    top = _read(executable)
+    user = "/" + str(executable.relative_to(root))
+    system = tuple(_system_directories(root))
+    path, source, _ = _search(root, name, user, top, top, system)
+    return Library(path, source, f"opened by {executable.name}")
 
 
 def _search(

@@ -38,7 +38,7 @@ class Features(NamedTuple):
 
     @property
     def threads(self) -> bool:
-        """Whether --num-threads is safe."""
+        """Whether --num-threads is safe; makedumpfile_probe.find_threads tells if it can be had."""
         return number(self.version) >= THREADS_SINCE
 
 
@@ -183,11 +183,11 @@ def notes(features: Features, release: str, supported: Optional[bool]) -> tuple[
     )
 
 
-def variables(features: Features) -> dict[str, str]:
+def variables(features: Features, *, threads: bool) -> dict[str, str]:
     """What the capture is told, as shell variables: the compressions to try, and about threads."""
     return {
         "COMPRESSIONS": " ".join(features.flags),
-        "THREADS": "auto" if features.threads else "0",
+        "THREADS": "auto" if threads else "0",
     }
 
 

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Ask a makedumpfile whether it supports a kernel, without a crash and without being root.
+"""What the host's makedumpfile is worth: whether it supports a kernel, and may have threads.
+
+Whether it supports a kernel it is asked, without a crash and without being root.
 
 It is given a core file of five pages that says to be of that kernel: notes with the release, a page
 table that maps the kernel's address space, and a utsname. makedumpfile reads it as it would read
@@ -15,8 +17,10 @@ import tempfile
 from pathlib import Path
 from typing import NamedTuple, Optional
 
-from crashlend.capture.libraries import resolve
+from crashlend.capture.libraries import Library, find_library, resolve
 from crashlend.capture.makedumpfile import PATHS, Features, notes, read_features
+from crashlend.errors import CrashlendError
+from crashlend.formats.elf import parse_elf
 
 SECONDS = 10.0
 # get_kernel_version() in makedumpfile.c; the words are the same in all versions since 2007
@@ -32,11 +36,38 @@ _NAME_AT = 4
 _PRESENT, _HUGE = 0x1, 0x80
 
 
+# The C library opens it when a thread ends (pthread_cancel, pthread_exit), and aborts where it is not:
+# "libgcc_s.so.1 must be installed for pthread_cancel to work", with the dump all but written.
+THREAD_LIBRARY = "libgcc_s.so.1"
+_GLIBC = "ld-linux"  # what its loader is called; others do not need the library
+
+
 class Known(NamedTuple):
-    """The host's makedumpfile, and what people must know of it before the crash."""
+    """The host's makedumpfile, what people must know of it, and whether it can have threads."""
 
     features: Features
     notes: tuple[str, ...]
+    threads: bool
+
+
+class Threads(NamedTuple):
+    """Whether makedumpfile can have threads, and the library that it needs for that, if any."""
+
+    usable: bool
+    library: Optional[Library] = None
+
+
+def find_threads(root: Path, program: Path, features: Features) -> Threads:
+    """Whether ``program`` below ``root``, which is of ``features``, can have threads."""
+    if not features.threads:
+        return Threads(usable=False)
+    try:
+        interpreter = parse_elf(program.read_bytes()).interpreter
+        if _GLIBC not in (interpreter or ""):
+            return Threads(usable=True)
+        return Threads(True, find_library(root, program, THREAD_LIBRARY))
+    except (OSError, CrashlendError):
+        return Threads(usable=False)
 
 
 def look_at(root: Path, release: str) -> Optional[Known]:
@@ -51,7 +82,8 @@ def look_at(root: Path, release: str) -> Optional[Known]:
         except OSError:
             continue
         supported = supports(path, release) if root == Path("/") else None
-        return Known(features, notes(features, release, supported))
+        threads = find_threads(root, path, features).usable
+        return Known(features, notes(features, release, supported), threads)
     return None
 
 

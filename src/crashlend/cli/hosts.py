@@ -79,7 +79,7 @@ def files_getter(settings: config.Settings, say: Callable[[str], None]) -> Calla
             path = Path(directory) / f"initramfs-{release}"
             path.write_bytes(built.data)
             known = look_at(Path("/"), release)
-            threads, notes = (known.features.threads, known.notes) if known else (False, ())
+            threads, notes = (known.threads, known.notes) if known else (False, ())
             return read_files(kernel, path, threads=threads, notes=notes)
 
     return get
