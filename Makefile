@@ -12,7 +12,7 @@ N ?= 60
 SEED ?= $(shell date +%Y%m%d)
 SECONDS ?= 60
 
-.PHONY: help demo test unit trials check trial exact proof bench bench-capture census predictions fuzz soak agree matrix judges conform estimate bare purgatory docs clean
+.PHONY: help demo test unit trials check trial exact proof bench bench-capture census predictions fuzz soak agree matrix judges conform estimate trial-system bare purgatory docs clean
 
 help: ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-13s %s\n", $$1, $$2}' Makefile
@@ -82,7 +82,7 @@ check: .venv/.dev ## linters and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	@if command -v shellcheck >/dev/null; then \
-	  shellcheck -S warning -s dash tools/*.sh .ci/run src/crashlend/lab/guestfiles/observe && \
+	  shellcheck -S warning -s dash tools/*.sh .ci/run src/crashlend/lab/guestfiles/observe src/crashlend/lab/system/guest/*.sh && \
 	  $(BIN)/python -c 'import sys; from crashlend.capture.script import KINDS, script; sys.stdout.buffer.write(script(KINDS))' | \
 	    shellcheck -S warning -s dash -; fi
 

@@ -3,17 +3,29 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from crashlend.errors import CrashlendError
 from crashlend.lab.kernels import Kernel
 from crashlend.lab.packages import find_tool
-from crashlend.lab.system import image
+from crashlend.lab.qemu import Report
+from crashlend.lab.system import image, judge, trial, utils
 from crashlend.lab.system.edit import copy_directory, read_file, replay, write_files
 from crashlend.lab.system.stamps import Stamps
+from crashlend.lab.system.trial import (
+    SystemOutcome,
+    SystemSpec,
+    check_lending,
+    check_saved,
+    check_service,
+)
+from crashlend.lab.watch import PRODUCTIONS_OWN
 
 
 @pytest.fixture
@@ -88,3 +100,126 @@ def test_masked_units_and_the_job_are_laid_out(tmp_path: Path) -> None:
     assert all((units / name).readlink() == Path("/dev/null") for name in image.MASKED)
     assert (tmp_path / image.WANTS).resolve() == units / "crashlend-lab.service"
     assert f"ExecStart=/bin/sh {image.JOB}" in (units / "crashlend-lab.service").read_text()
+
+
+# --- judging ---------------------------------------------------------------------------------------
+
+
+def outcome(**kind: Any) -> SystemOutcome:
+    """What a good run of system-6.1 told; ``kind`` replaces parts of it."""
+    status = {"by_crashlend": True, "lender": "movable", "lent": {"bytes": 512 << 20}}
+    told = {
+        "loaded": "1\n",
+        "reservation": "19689472\n",
+        "command": "/sbin/kexec -p --version >/dev/null && /usr/sbin/crashlend kexec -p …",
+        "payload": "7216556\n8247232\n",
+        "status": json.dumps(status),
+        "journal": "loaded kdump kernel",
+    }
+    told |= kind.pop("told", {})
+    stamps = {"panic": 100.0, "crash_kernel": 115.9, "saved": 165.4}
+    return replace(
+        SystemOutcome(
+            SystemSpec(Kernel("6.1", "6.1.0", "bookworm", Path(), Path(), None, "6.1")),
+            told,
+            Report(seconds=170.0),
+            stamps,
+            Path("vmcore"),
+            f"[   96.856559] {PRODUCTIONS_OWN}\n",
+            PRODUCTIONS_OWN,
+            {"2026/dump.2026": 25925772},
+        ),
+        **kind,
+    )
+
+
+def failed(some: SystemOutcome, most_bytes: int = 24 << 20) -> list[str]:
+    checks = [check_service(some), *check_lending(some, most_bytes), *check_saved(some)]
+    return [check.name for check in checks if not check.ok]
+
+
+def test_a_good_run_passes_every_check() -> None:
+    """And its figures are kept: seconds from the panic, sizes of the payload."""
+    assert failed(outcome()) == []
+    kept = outcome().to_json()
+    assert kept["seconds"]["panic_to_saved"] == 65.4
+    assert kept["payload"] == {"kernel_bytes": 8247232, "initramfs_bytes": 7216556}
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        ({"told": {"loaded": "0\n"}}, "kdump-tools' service loaded"),
+        ({"told": {"command": "/sbin/kexec -p --command-line=…"}}, "kdump-tools' service loaded"),
+        ({"told": {"status": "no JSON"}}, "kdump-tools' service loaded"),
+        ({"told": {"reservation": "268435456\n"}}, "the reservation is as small"),
+        ({"told": {"reservation": ""}}, "the reservation is as small"),
+        ({"told": {"status": '{"by_crashlend": true, "lent": {"bytes": 0}}'}}, "memory is lent"),
+        ({"stamps": {"panic": 1.0}}, "the crash kernel came up"),
+        ({"dump": None}, "kdump-tools saved its own dump"),
+        ({"dmesg": "nothing"}, "the dump opens"),
+        ({"report": Report(timed_out=True)}, "the system restarted by itself"),
+    ],
+)
+def test_each_check_can_fail(kind: dict[str, Any], name: str) -> None:
+    """Each thing that must hold is missed where it does not."""
+    assert any(one.startswith(name) for one in failed(outcome(**kind)))
+
+
+OOM = f"{PRODUCTIONS_OWN}\nOut of memory: Killed process 1\nKernel panic - not syncing: Out of memory\n"
+
+
+@pytest.mark.parametrize(
+    ("kind", "why"),
+    [
+        ({}, "the control saved its dump"),
+        ({"stamps": {}}, "the control never got as far"),
+        ({"dump": None, "stamps": {"panic": 1.0}}, "nothing on the control's console"),
+        ({"dump": None, "stamps": {"panic": 1.0}, "console": OOM}, ""),
+        (
+            {
+                "dump": None,
+                "stamps": {"panic": 1.0},
+                "told": {"loaded": "0", "journal": "failed to load kdump kernel"},
+            },
+            "",
+        ),
+        (
+            {"dump": None, "stamps": {"panic": 1.0}, "told": {"loaded": "0", "journal": "?"}},
+            "kdump-tools said",
+        ),
+    ],
+)
+def test_a_control_must_have_lost_its_dump_for_lack_of_memory(
+    kind: dict[str, Any], why: str
+) -> None:
+    """No dump alone is no control: kexec refused, or the crash kernel died for memory."""
+    found = judge.why_not_lost(outcome(**kind))
+    assert found.startswith(why)
+    assert bool(found) is bool(why)
+
+
+def test_kdumpctls_steps_are_judged_by_what_they_leave() -> None:
+    """Exit code, whether a crash kernel is loaded, and whether memory is lent, each step on its own."""
+    good = {
+        name: f'kdump: ok\nexit 0\n  "loaded": {str(loaded).lower()},\n    "bytes": {int(lent) << 29},\n'
+        for name, (loaded, lent) in utils.WANTED.items()
+    }
+    assert all(check.ok for check in utils.check_steps(good))
+    for name, text in good.items():
+        for bad in (text.replace("exit 0", "exit 1"), text.replace("loaded", "ladoed"), ""):
+            checks = utils.check_steps({**good, name: bad})
+            assert [c.ok for c in checks].count(False) == 1
+
+
+def test_the_job_is_shell(tmp_path: Path) -> None:
+    """What the guest's shell is given parses, with kdumpctl's steps in it."""
+    (tmp_path / "job").write_text(trial._JOB.format(port="/dev/ttyS1", more=utils.STEPS))
+    subprocess.run(["sh", "-n", tmp_path / "job"], check=True)
+
+
+def test_the_adoption_lines_are_the_documented_ones() -> None:
+    """What the lab configures is what docs/adoption.md tells people to write."""
+    page = (Path(__file__).parent.parent / "docs/adoption.md").read_text()
+    assert f"\n    {trial.ADOPTION}\n" in page
+    assert f"\n    {utils.ADOPTION}\n" in page

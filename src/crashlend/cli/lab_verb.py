@@ -9,7 +9,17 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from crashlend.cli import agree, bench, capture_bench, conform, judges, matrix, rehearse, soak
+from crashlend.cli import (
+    agree,
+    bench,
+    capture_bench,
+    conform,
+    judges,
+    matrix,
+    rehearse,
+    soak,
+    system,
+)
 from crashlend.cli.output import print_json, progress
 from crashlend.cli.trial_flags import add_trial_flags, trial_spec
 from crashlend.errors import EXIT_DONE, EXIT_FAILED, CrashlendError
@@ -27,6 +37,7 @@ RUNS: dict[str, tuple[Any, str]] = {
     "matrix": (matrix, "a table of trials: kernels, lenders, firmware; here or on a cluster"),
     "rehearse": (rehearse, "this host's crash, played through in a QEMU guest that resembles it"),
     "soak": (soak, "random trials from a seed, each of which must go well"),
+    "system": (system, "an installed Debian with kdump-tools, with crashlend and without"),
 }
 # those that boot some of their guests under UEFI
 UEFI_RUNS = ("agree", "soak")
