@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import struct
 import subprocess
 from dataclasses import replace
 from pathlib import Path
@@ -11,21 +12,24 @@ from typing import Any
 
 import pytest
 
-from crashlend.errors import CrashlendError
+from crashlend.errors import CrashlendError, FormatError
 from crashlend.lab.kernels import Kernel
 from crashlend.lab.packages import find_tool
 from crashlend.lab.qemu import Report
 from crashlend.lab.system import image, judge, trial, utils
 from crashlend.lab.system.edit import copy_directory, read_file, replay, write_files
+from crashlend.lab.system.kdumpfile import Bitmaps, read_bitmaps
 from crashlend.lab.system.stamps import Stamps
 from crashlend.lab.system.trial import (
     SystemOutcome,
     SystemSpec,
     check_lending,
+    check_reload,
     check_saved,
     check_service,
 )
 from crashlend.lab.watch import PRODUCTIONS_OWN
+from crashlend.ranges import Ranges
 
 
 @pytest.fixture
@@ -105,9 +109,14 @@ def test_masked_units_and_the_job_are_laid_out(tmp_path: Path) -> None:
 # --- judging ---------------------------------------------------------------------------------------
 
 
+# a bit a page: of 256 MiB all but [64M, 128M)
+ALL_BUT_LENT = b"\xff" * 2048 + bytes(2048) + b"\xff" * 4096
+
+
 def outcome(**kind: Any) -> SystemOutcome:
     """What a good run of system-6.1 told; ``kind`` replaces parts of it."""
-    status = {"by_crashlend": True, "lender": "movable", "lent": {"bytes": 512 << 20}}
+    lent = {"bytes": 64 << 20, "ranges": [[64 << 20, 128 << 20]]}
+    status = {"by_crashlend": True, "lender": "movable", "lent": lent}
     told = {
         "loaded": "1\n",
         "reservation": "19689472\n",
@@ -115,6 +124,7 @@ def outcome(**kind: Any) -> SystemOutcome:
         "payload": "7216556\n8247232\n",
         "status": json.dumps(status),
         "journal": "loaded kdump kernel",
+        "reload": "block 15 went and came\nsettled 0\nloaded anew\nstatus 1\n",
     }
     told |= kind.pop("told", {})
     stamps = {"panic": 100.0, "crash_kernel": 115.9, "saved": 165.4}
@@ -128,13 +138,15 @@ def outcome(**kind: Any) -> SystemOutcome:
             f"[   96.856559] {PRODUCTIONS_OWN}\n",
             PRODUCTIONS_OWN,
             {"2026/dump.2026": 25925772},
+            Bitmaps(ALL_BUT_LENT, ALL_BUT_LENT),
         ),
         **kind,
     )
 
 
 def failed(some: SystemOutcome, most_bytes: int = 24 << 20) -> list[str]:
-    checks = [check_service(some), *check_lending(some, most_bytes), *check_saved(some)]
+    checks = [check_service(some), check_reload(some)]
+    checks += [*check_lending(some, most_bytes), *check_saved(some)]
     return [check.name for check in checks if not check.ok]
 
 
@@ -154,7 +166,14 @@ def test_a_good_run_passes_every_check() -> None:
         ({"told": {"status": "no JSON"}}, "kdump-tools' service loaded"),
         ({"told": {"reservation": "268435456\n"}}, "the reservation is as small"),
         ({"told": {"reservation": ""}}, "the reservation is as small"),
-        ({"told": {"status": '{"by_crashlend": true, "lent": {"bytes": 0}}'}}, "memory is lent"),
+        ({"told": {"status": '{"by_crashlend": true, "lent": {"ranges": []}}'}}, "memory is lent"),
+        ({"told": {"reload": "settled 1\nloaded anew\nstatus 1"}}, "a reload by kdump-tools"),
+        ({"told": {"reload": "settled 0\nstatus 1"}}, "a reload by kdump-tools"),
+        ({"told": {"reload": "settled 0\nloaded anew\nstatus 0"}}, "a reload by kdump-tools"),
+        ({"bitmaps": None}, "nothing of lent memory"),
+        ({"bitmaps": Bitmaps(b"\xff" * 8192, ALL_BUT_LENT)}, "nothing of lent memory"),
+        ({"bitmaps": Bitmaps(ALL_BUT_LENT, b"\xff" * 8192)}, "nothing of lent memory"),
+        ({"bitmaps": Bitmaps(bytes(8192), bytes(8192))}, "nothing of lent memory"),
         ({"stamps": {"panic": 1.0}}, "the crash kernel came up"),
         ({"dump": None}, "kdump-tools saved its own dump"),
         ({"dmesg": "nothing"}, "the dump opens"),
@@ -212,10 +231,45 @@ def test_kdumpctls_steps_are_judged_by_what_they_leave() -> None:
             assert [c.ok for c in checks].count(False) == 1
 
 
-def test_the_job_is_shell(tmp_path: Path) -> None:
-    """What the guest's shell is given parses, with kdumpctl's steps in it."""
-    (tmp_path / "job").write_text(trial._JOB.format(port="/dev/ttyS1", more=utils.STEPS))
+@pytest.mark.parametrize("more", ["", utils.STEPS, trial.RELOAD], ids=["", "utils", "reload"])
+def test_the_job_is_shell(more: str, tmp_path: Path) -> None:
+    """What the guest's shell is given parses, with kdumpctl's steps in it, or a reload."""
+    (tmp_path / "job").write_text(trial._JOB.format(port="/dev/ttyS1", more=more))
     subprocess.run(["sh", "-n", tmp_path / "job"], check=True)
+
+
+def dump_file(path: Path, had: bytes, saved: bytes, **fields: Any) -> Path:
+    """A dump of makedumpfile's up to its bitmaps [diskdump_mod.h]."""
+    half = -(-max(len(had), len(saved)) // 4096)
+    values = {"block": 4096, "sub": 1, "blocks": 2 * half, "mapnr": 8 * len(had)} | fields
+    header = b"KDUMP   ".ljust(428, b"\0") + struct.pack("<iiII", *values.values())
+    body = had.ljust(half * 4096, b"\0") + saved.ljust(half * 4096, b"\0")
+    path.write_bytes(header.ljust(4096, b"\0") + bytes(4096) + body)
+    return path
+
+
+def test_the_bitmaps_of_a_dump(tmp_path: Path) -> None:
+    """The two are found behind header and sub-header; each page is a bit, the lowest first."""
+    path = dump_file(tmp_path / "vmcore", b"\x81\xff", b"\x80")
+    bitmaps = read_bitmaps(path)
+    first = Ranges([(0, 8 * 4096)])
+    assert bitmaps.pages(bitmaps.had, first) == 2
+    assert bitmaps.pages(bitmaps.saved, first) == 1
+    assert bitmaps.pages(bitmaps.had, Ranges([(7 * 4096, 16 * 4096)])) == 9
+    assert bitmaps.pages(bitmaps.had, Ranges([(1 << 40, (1 << 40) + 4096)])) == 0
+
+
+@pytest.mark.parametrize("kind", ["empty", "elf", "block", "sub", "blocks", "cut"])
+def test_no_dump_and_a_damaged_one_are_errors(kind: str, tmp_path: Path) -> None:
+    """Whatever is wrong with the header: FormatError, and no bitmap."""
+    fields = {"block": {"block": 0}, "sub": {"sub": -1}, "blocks": {"blocks": 1 << 30}}
+    path = dump_file(tmp_path / "vmcore", b"\xff", b"\xff", **fields.get(kind, {}))
+    if kind in ("empty", "elf"):
+        path.write_bytes(b"\x7fELF".ljust(900, b"\0") if kind == "elf" else b"")
+    if kind == "cut":
+        path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(FormatError):
+        read_bitmaps(path)
 
 
 def test_the_adoption_lines_are_the_documented_ones() -> None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from crashlend.lab.spec import LOST
+from crashlend.lab.system.trial import RELOAD
 from crashlend.sizes import MIB
 
 if TYPE_CHECKING:
@@ -40,7 +41,11 @@ SYSTEM = (
         "system-6.1",
         "kdump-tools' service loads through crashlend kexec, gives the reservation back but for its "
         "payload, and its own initramfs boots the real root and saves its own dump",
-        spec={"settings": SHRINK, "cmdline": "crashkernel=512M,cma crashkernel=256M"},
+        spec={
+            "settings": SHRINK,
+            "cmdline": "crashkernel=512M,cma crashkernel=256M",
+            "more": RELOAD,
+        },
         most_bytes=24 * MIB,
     ),
     SystemTrial(

@@ -17,6 +17,7 @@ from crashlend.lab.system.trial import (
     SystemOutcome,
     SystemSpec,
     check_lending,
+    check_reload,
     check_saved,
     check_service,
     run_system,
@@ -56,8 +57,8 @@ def run_system_trial(
         checks = [*utils.check_steps(outcome.told), *check_lending(outcome, trial.most_bytes)]
         checks += check_saved(outcome)
     else:
-        checks = [check_service(outcome), *check_lending(outcome, trial.most_bytes)]
-        checks += check_saved(outcome)
+        checks = [check_service(outcome), check_reload(outcome)]
+        checks += [*check_lending(outcome, trial.most_bytes), *check_saved(outcome)]
     why = judge(trial, outcome, checks)
     return {
         "schema": 1,

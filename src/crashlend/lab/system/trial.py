@@ -24,8 +24,10 @@ from crashlend.lab.system.image import (
     install_crashlend,
     system_of,
 )
+from crashlend.lab.system.kdumpfile import PAGE, Bitmaps, read_bitmaps
 from crashlend.lab.system.stamps import Stamps
 from crashlend.lab.watch import PRODUCTIONS_OWN
+from crashlend.ranges import Ranges
 from crashlend.sizes import mib
 
 if TYPE_CHECKING:
@@ -72,6 +74,25 @@ echo c >/proc/sysrq-trigger
 """
 
 
+# A memory block goes and comes: kdump-tools' rule of udev has kdump-config try-reload for each event.
+RELOAD = """\
+reload_once() {
+    before=$(stat -c %y /var/crash/kexec_cmd)
+    for index in 15 14 13 12 11; do
+        state=/sys/devices/system/memory/memory$index/state
+        echo offline >$state && echo online >$state && break
+    done
+    echo "block $index went and came"
+    udevadm settle --timeout=300
+    echo "settled $?"
+    [ "$(stat -c %y /var/crash/kexec_cmd)" = "$before" ] || echo "loaded anew"
+    crashlend kexec -S
+    echo "status $?"
+}
+tell reload reload_once
+"""
+
+
 @dataclass(frozen=True)
 class SystemSpec:
     """A system to crash: ``cmdline`` is production's own, sizes are in bytes, times in seconds.
@@ -106,6 +127,7 @@ class SystemOutcome:
     dmesg: str
     console: str
     kept: dict[str, int] = field(default_factory=dict)
+    bitmaps: Bitmaps | None = None
 
     def since_panic(self, name: str) -> float | None:
         """Seconds from the panic to that stamp; None where one of them is missing."""
@@ -121,6 +143,11 @@ class SystemOutcome:
         except ValueError:
             return {}
         return value if isinstance(value, dict) else {}
+
+    @property
+    def lent(self) -> Ranges:
+        """What was lent when the system crashed, as crashlend said it."""
+        return Ranges(tuple(pair) for pair in self.status.get("lent", {}).get("ranges", []))
 
     def number(self, name: str) -> int:
         """A number that the guest told; 0 where it did not."""
@@ -186,11 +213,12 @@ def run_system(spec: SystemSpec, *, keep: Path | None = None, say: Say = silent)
         }
         crash = copy_directory(disk, "/var/crash", directory / "saved")
         dump, dmesg, kept = read_dump(crash, directory)
+        bitmaps = read_bitmaps(dump) if dump else None
         console = (directory / "console.log").read_text(errors="replace")
         if keep is None:
             dump = None if dump is None else Path(dump.name)
         disk.unlink()
-        return SystemOutcome(spec, told, report, stamps.seen, dump, dmesg, console, kept)
+        return SystemOutcome(spec, told, report, stamps.seen, dump, dmesg, console, kept, bitmaps)
 
 
 def prepare(disk: Path, spec: SystemSpec) -> None:
@@ -242,16 +270,44 @@ def check_service(outcome: SystemOutcome) -> Check:
 
 def check_lending(outcome: SystemOutcome, most_bytes: int) -> list[Check]:
     """What is lent, and what of the reservation is left: ``most_bytes`` at most."""
-    status, taken = outcome.status, outcome.number("reservation")
-    lent = int(status.get("lent", {}).get("bytes", 0))
+    taken, lent = outcome.number("reservation"), outcome.lent
     return [
-        Check("memory is lent", lent > 0, f"{mib(lent)}, lender {status.get('lender')}"),
+        Check(
+            "memory is lent", bool(lent), f"{mib(lent.size)}, lender {outcome.status.get('lender')}"
+        ),
+        check_holes(outcome),
         Check(
             "the reservation is as small as it is to be",
             0 < taken <= most_bytes,
             f"{mib(taken)}; payload {outcome.told.get('payload', '').split()}",
         ),
     ]
+
+
+def check_holes(outcome: SystemOutcome) -> Check:
+    """Whether /proc/vmcore had no page of lent memory, and the dump has none."""
+    name = "nothing of lent memory is in the dump"
+    bitmaps, lent = outcome.bitmaps, outcome.lent
+    if bitmaps is None or not lent:
+        return Check(name, False, "there is no dump to look at, or nothing is lent")
+    had, saved = bitmaps.pages(bitmaps.had, lent), bitmaps.pages(bitmaps.saved, lent)
+    everything = Ranges([(0, outcome.spec.memory_bytes * 2)])
+    others = bitmaps.pages(bitmaps.had, everything), bitmaps.pages(bitmaps.saved, everything)
+    detail = (
+        f"{had} of {lent.size // PAGE} lent pages were in /proc/vmcore, {saved} are in the dump; "
+    )
+    detail += f"of all {others[0]} pages there {others[1]} are in it"
+    return Check(name, had == saved == 0 and min(others) > 0, detail)
+
+
+def check_reload(outcome: SystemOutcome) -> Check:
+    """Whether a memory block that went and came made kdump-tools reload, to an end."""
+    text = outcome.told.get("reload", "")
+    return Check(
+        "a reload by kdump-tools' udev rule ends, with memory lent as before",
+        all(words in text for words in ("settled 0", "loaded anew", "status 1")),
+        " | ".join(text.strip().splitlines())[-400:],
+    )
 
 
 def check_saved(outcome: SystemOutcome) -> list[Check]:
