@@ -52,13 +52,13 @@ Each result lists it (`note: not as on the host`, `changes` in JSON):
 
 - **Memory** beyond `--memory` (4G). The reservation and what is lent are as on the host as far as they fit. What
   makedumpfile's bitmaps take for the rest of the host's memory (two bits a page) is added to an estimate.
-- **CPUs** beyond 4, NUMA nodes beyond that; for an estimate one node, BIOS and `kexec_load`.
+- **CPUs** beyond 8, NUMA nodes beyond 4; for an estimate one node, BIOS and `kexec_load`.
 - **crashkernel=** where it depends on the size of memory or names an address: then it is what came of it on the
   host. Words that name the host's own disks, consoles and hardware are left out.
 - **The dump target.** The stand-in is a disk on the same bus (virtio, NVMe, AHCI, IDE, SCSI as far as QEMU has the
   controller) with the same UUID or label, so that the initramfs is the host's, byte for byte; behind it come two
   hooks of the lab that report. A target over the network, on LVM, RAID or LUKS, a raw partition, another file
-  system than ext4, or a controller that QEMU lacks is replaced by ext4 on virtio, and what leads there comes
+  system than ext4, xfs and btrfs, or a controller that QEMU lacks is replaced by ext4 on virtio, and what leads there comes
   behind the initramfs, too: then the way to the real target is *not* rehearsed, and what its drivers take is
   not in the estimate.
 - **Devices.** Drivers of real hardware that the crash kernel starts take memory that no twin can show.

@@ -68,8 +68,13 @@ class _Capture(Replay):
 
     def __init__(self, state: Path, watched: tuple[int, int], deadline_seconds: float) -> None:
         super().__init__(state, watched, min(UP_SECONDS, deadline_seconds))
-        self._console = Path()
+        self.capture: dict[str, Any] = {}
         self._seen, self._moved = -1, 0.0
+
+    def _notice(self, event: dict[str, Any]) -> None:
+        super()._notice(event)
+        if event.get("event") == "captured" and isinstance(event.get("capture"), dict):
+            self.capture = event["capture"]
 
     def _over(self, directory: Path, to_the_end: bool) -> str:
         how = super()._over(directory, to_the_end)
@@ -161,8 +166,10 @@ class Probes(EntryStop):
             machine = self._with_target(image, memory)
             replay = _Capture(self._state, watched, self.timeout_seconds)
             ending = replay.run(machine, directory, to_the_end=True)
-            saved = self.standin.read(image, directory)
-        return look_of(memory_bytes, saved.capture, ending.how, ending.console, ending.seconds)
+            # what is on the disk counts; where only a guest could read that, what the capture reported
+            on_disk = self.standin.is_file
+            told = self.standin.read(image, directory).capture if on_disk else replay.capture
+        return look_of(memory_bytes, told, ending.how, ending.console, ending.seconds)
 
     def _with_target(self, image: Path, memory: MemoryFile) -> Machine:
         if self._machine is None:

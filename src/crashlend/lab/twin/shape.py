@@ -22,8 +22,9 @@ if TYPE_CHECKING:
     from crashlend.config import Settings
     from crashlend.facts import Facts
 
-# What a twin may have at most, unless somebody wants it larger: more CPUs than cores only wait.
-MEMORY_BYTES, CPUS, NODES = 4 * GIB, 4, 4
+# What a twin may have at most, unless somebody wants it larger. No crash kernel starts more CPUs by itself
+# (crash_cpus.MOST_BY_ITSELF).
+MEMORY_BYTES, CPUS, NODES = 4 * GIB, 8, 4
 BLOCK = 128 * MIB
 # What production itself takes in the lab: userland, Python, the page cache of its root.
 PRODUCTION_BYTES = 768 * MIB

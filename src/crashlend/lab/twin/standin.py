@@ -2,8 +2,7 @@
 """The disk that stands in for a host's dump target, so that its capture finds what it looks for.
 
 Where the capture's first target is a file system on a disk that QEMU has, the stand-in has the same
-bus, type, UUID or label, and the initramfs is as on the host; the lab's two reporting hooks come behind
-it. Else the stand-in is a plain ext4 on virtio and what leads to it comes behind the initramfs, too; each
+bus, type, UUID or label, and the initramfs is as on the host; the lab's reporting hooks come behind it. Else the stand-in is a plain ext4 on virtio and what leads to it comes behind the initramfs, too; each
 such replacement is a :class:`~crashlend.lab.twin.shape.Change`.
 """
 
@@ -21,9 +20,10 @@ from crashlend.capture.initramfs import shell_variables
 from crashlend.capture.modules import Want, read_module, read_module_tree
 from crashlend.capture.script import script
 from crashlend.formats import newc
-from crashlend.lab.packages import find_tool, run_tool
+from crashlend.lab.packages import silent
 from crashlend.lab.trial import read_saved
 from crashlend.lab.twin.contents import ETC
+from crashlend.lab.twin.filesystems import FSTYPES, make_filesystem, read_back
 from crashlend.lab.twin.shape import Change
 from crashlend.sizes import GIB
 
@@ -48,7 +48,6 @@ BUSES: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("mptsas", ("-device", "mptsas1068,id=own", "-device", "scsi-hd,bus=own.0,drive=standin")),
     ("vmw_pvscsi", ("-device", "pvscsi,id=own", "-device", "scsi-hd,bus=own.0,drive=standin")),
 )
-FSTYPES = ("ext4",)
 OWN = {
     "TARGET_KIND",
     "TARGET_SPEC",
@@ -65,17 +64,25 @@ WANTS = (
     Want("fs-ext4", "the stand-in's file system"),
 )
 HOOKS = (("pre.d/00-twin", "pre-hook"), ("post.d/99-twin", "post-hook"))
+REPORT = b"""#!/bin/sh
+# For the lab: the capture's report, on one line.
+[ -r "$CRASHLEND_CAPTURE_JSON" ] || exit 0
+printf '{"event": "captured", "capture": %s}\\n' "$(tr -d '\\n' <"$CRASHLEND_CAPTURE_JSON")" >/dev/ttyS1
+"""
 
 
 @dataclass(frozen=True)
 class StandIn:
     """A disk for dumps. ``image`` is the one of the twin; ``archive`` comes behind the initramfs.
 
-    ``bus`` is the driver that reads it, ``path`` the directory of dumps in its file system.
+    ``bus`` is the driver that reads it, ``path`` the directory of dumps in its file system, ``kernel``
+    what runs in guests that read it.
     """
 
     image: Path
     bus: str
+    fstype: str
+    kernel: Kernel
     uuid: str
     label: str
     path: str
@@ -91,18 +98,25 @@ class StandIn:
         """An empty one; the file is sparse."""
         with image.open("wb") as file:
             file.truncate(IMAGE_BYTES)
-        words = [find_tool("mke2fs", "install the package e2fsprogs"), "-q", "-F", "-t", "ext4"]
-        words += ["-b", "4096", "-m", "0", "-E", "lazy_itable_init=1,root_owner=0:0"]
-        words += ["-U", self.uuid] if self.uuid else []
-        words += ["-L", self.label] if self.label else []
-        run_tool([*words, str(image)], "cannot make the stand-in for the dump target")
+        make_filesystem(
+            self.fstype, image, self.kernel, uuid=self.uuid, label=self.label, say=silent
+        )
 
     def read(self, image: Path, directory: Path) -> Saved:
-        """What a capture left on it; files go below ``directory``/saved."""
-        where = directory / "saved"
-        if where.exists():
-            shutil.rmtree(where)
+        """What a capture left on it; files go below ``directory``/saved.
+
+        Off the image where it is ext4, else by a guest that mounts it.
+        """
+        if self.fstype != "ext4":
+            words = self.words(image)
+            return read_back(self.fstype, self.bus, self.path, words, self.kernel, directory)
+        shutil.rmtree(directory / "saved", ignore_errors=True)
         return read_saved(image, directory, self.path)
+
+    @property
+    def is_file(self) -> bool:
+        """Whether what is on it can be read without a guest."""
+        return self.fstype == "ext4"
 
 
 def make_standin(capture: Capture, kernel: Kernel, directory: Path) -> StandIn:
@@ -114,12 +128,13 @@ def make_standin(capture: Capture, kernel: Kernel, directory: Path) -> StandIn:
     bus = find_bus(capture, builtin(kernel))
     number, why = find_target(capture)
     members = [_hook(name, file) for name, file in HOOKS]
+    members.append(newc.regular(f"{ETC}/hooks/post.d/98-twin", REPORT, 0o755))
     variables = dict(capture.variables)
     if variables.get("FINAL_ACTION", "reboot") not in ("reboot", "poweroff"):
         was = variables["FINAL_ACTION"]
         changes.append(Change("final action", was, "reboot", "nobody would end the twin"))
         variables["FINAL_ACTION"] = "reboot"
-    found_uuid, label, path = "", "", ""
+    found_uuid, label, path, fstype = "", "", "", "ext4"
     if number is None or not bus:
         why = why or f"QEMU has no disk for any of {', '.join(capture.modules) or 'no modules'}"
         spec = ", ".join(t.get("TARGET_SPEC", "?") for t in capture.targets) or "none"
@@ -131,7 +146,7 @@ def make_standin(capture: Capture, kernel: Kernel, directory: Path) -> StandIn:
         target = capture.targets[number]
         kind, _, value = target["TARGET_DEVICE"].partition("=")
         found_uuid, label = (value, "") if kind == "UUID" else ("", value)
-        path = target["TARGET_PATH"] or "/"
+        path, fstype = target["TARGET_PATH"] or "/", target["TARGET_FSTYPE"]
         if len(capture.targets) > 1:
             spec = ", ".join(t.get("TARGET_SPEC", "?") for t in capture.targets)
             why = "the first one that the twin can have"
@@ -142,6 +157,8 @@ def make_standin(capture: Capture, kernel: Kernel, directory: Path) -> StandIn:
     standin = StandIn(
         image=directory / "standin.img",
         bus=bus,
+        fstype=fstype,
+        kernel=kernel,
         uuid=found_uuid,
         label=label,
         path=path,
@@ -168,7 +185,7 @@ def _why_not(words: Mapping[str, str]) -> str:
         return f"the lab has no stand-in of the kind {words.get('TARGET_KIND')}"
     more = sorted(n for n, v in words.items() if n.startswith("TARGET_") and v and n not in OWN)
     if more:
-        return f"it is made of several devices ({', '.join(more)})"
+        return f"the lab's stand-in has no {', '.join(more)}"
     if words.get("TARGET_FSTYPE") not in FSTYPES:
         return f"the lab makes no {words.get('TARGET_FSTYPE')}"
     kind, _, value = words.get("TARGET_DEVICE", "").partition("=")
@@ -233,6 +250,8 @@ def _replacement(capture: Capture, kernel: Kernel) -> list[newc.Member]:
 
 def _hook(name: str, file: str) -> newc.Member:
     data = files("crashlend.lab").joinpath("guestfiles").joinpath(file).read_bytes()
+    # a capture of a host without busybox has other tools behind the same name
+    data = data.replace(b"#!/bin/busybox sh", b"#!/bin/sh", 1)
     return newc.regular(f"{ETC}/hooks/{name}", data, 0o755)
 
 
