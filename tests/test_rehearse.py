@@ -7,18 +7,23 @@ import gzip
 import json
 import lzma
 import subprocess
+import sys
+from argparse import Namespace
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from build import BLOCK, GIB, MIB, facts, host, write_tree
 from crashlend.capture.initramfs import shell_variables
+from crashlend.cli import twin_flags
 from crashlend.cli.main import main
 from crashlend.config import Settings
 from crashlend.errors import CrashlendError, FormatError
 from crashlend.formats import newc
+from crashlend.lab import kernels
 from crashlend.lab.kernels import Kernel
 from crashlend.lab.outcome import Outcome
 from crashlend.lab.qemu import Report
@@ -26,7 +31,7 @@ from crashlend.lab.spec import Check, Spec
 from crashlend.lab.twin import standin
 from crashlend.lab.twin.contents import read_capture, read_files
 from crashlend.lab.twin.rehearse import Played
-from crashlend.lab.twin.run import Payload, twin_spec
+from crashlend.lab.twin.run import Payload, snapshot_payload, twin_spec
 from crashlend.lab.twin.shape import resemble
 from crashlend.rehearsal import (
     PARTS,
@@ -436,3 +441,60 @@ def test_the_stand_ins_image_is_a_file_system(tmp_path: Path) -> None:
     done = subprocess.run(["e2fsck", "-fn", found.image], capture_output=True, check=False)
     assert done.returncode == 0
     assert found.image.stat().st_blocks * 512 < 128 * MIB
+
+
+# ---- what is missing is said
+
+
+@pytest.mark.parametrize("verb", [["estimate"], ["lab", "rehearse", "-o", "/nonexistent/r"]])
+def test_without_the_labs_libraries_the_hint_names_them(
+    verb: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """No qemu.qmp: exit 1, and the hint says what to install or where else to go on."""
+    monkeypatch.setitem(sys.modules, "qemu.qmp", None)
+    assert main(verb) == 1
+    assert "crashlend[lab]" in capsys.readouterr().err
+
+
+def test_an_old_python_is_told(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Python 3.9 runs everything else: the hint is a snapshot for a workstation."""
+    monkeypatch.setattr(sys, "version_info", (3, 9, 2))
+    assert main(["estimate"]) == 1
+    told = capsys.readouterr().err
+    assert "needs Python 3.11" in told
+    assert "snapshot" in told
+
+
+def test_on_a_host_its_own_files_are_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without flags: the kernel that load would take, with its modules, and a capture built here."""
+    asked: dict[str, Any] = {}
+    kernel = Kernel("k", facts().release, "bookworm", tmp_path / "vmlinuz", tmp_path, None)
+
+    def from_files(image: Path, modules: Path, **more: Any) -> Kernel:
+        asked.update(image=image, modules=modules)
+        return kernel
+
+    monkeypatch.setattr(kernels, "from_files", from_files)
+    monkeypatch.setattr(twin_flags, "find_kernel", lambda settings, release: Path("/boot/k"))
+    monkeypatch.setattr(twin_flags, "capture_spec", lambda *words: words)
+    monkeypatch.setattr(
+        twin_flags, "build_initramfs", lambda root, spec: SimpleNamespace(data=b"built")
+    )
+    args = Namespace(root=Path("/"), twin_kernel=None, modules=None)
+    payload = twin_flags.twin_payload(args, Settings(), facts(), lambda _: None)
+    assert asked == {"image": Path("/boot/k"), "modules": Path("/lib/modules")}
+    assert payload == Payload(kernel, b"built", ())
+    (tmp_path / "own").write_bytes(b"given")
+    named = Settings(initramfs=str(tmp_path / "own"))
+    assert twin_flags.twin_payload(args, named, facts(), lambda _: None).initramfs == b"given"
+
+
+def test_another_kernel_than_the_hosts_is_a_change() -> None:
+    """A twin that runs another release says so."""
+    kernel = Kernel("6.1", "6.1.0-56-amd64", "bookworm", Path("v"), Path("m"), None)
+    payload = snapshot_payload(kernel, facts(), b"given", lambda _: None)
+    assert [(c.what, c.host, c.twin) for c in payload.changes] == [
+        ("kernel", facts().release, "6.1.0-56-amd64")
+    ]

@@ -28,7 +28,8 @@ from crashlend.lab.twin.run import snapshot_payload
 SNAPSHOT = "/crash/host.tar.gz"
 HOSTS = {
     "6.1": {"memory_bytes": 3 << 30, "cpus": 2, "cmdline": "crashkernel=512M,cma crashkernel=128M"},
-    "7.3": {"memory_bytes": 3 << 30, "cpus": 2, "cmdline": "crashkernel=512M,cma crashkernel=128M"},
+    # more memory than the twin gets
+    "7.3": {"memory_bytes": 6 << 30, "cpus": 4, "cmdline": "crashkernel=1G,cma crashkernel=160M"},
 }
 
 
