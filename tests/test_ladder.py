@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 pytestmark = needs_busybox
 
+FILES = {"capture.json", "capture.log", "dmesg.txt", "holes.json", "vmcore"}
 LOG_SAVED = ("dmesg", "", True)
 
 
@@ -31,7 +32,7 @@ def test_a_dump_at_the_first_try(tmp_path: Path) -> None:
     assert rungs(report) == [LOG_SAVED, *on("disk"), ("dump", "disk", True, 31)]
     assert (report["ok"], report["reason"]) == (True, "")
     saved = world.saved("disk")
-    assert saved.keys() == {"capture.json", "capture.log", "dmesg.txt", "vmcore"}
+    assert saved.keys() == FILES
     assert saved["vmcore"] == "the dump"
     assert "a test" in saved["dmesg.txt"]
     assert json.loads(saved["capture.json"]) == report
@@ -66,7 +67,7 @@ def test_a_dump_that_leaves_out_more_is_a_dump(tmp_path: Path) -> None:
     report = world.capture("space", "ok", more="DUMP_LEVEL=1")
     assert rungs(report)[3:] == [("dump", "disk", False, 1), ("dump", "disk", True, 17)]
     assert (report["ok"], report["reason"], report["dump_level"]) == (True, "", 17)
-    assert world.saved("disk").keys() == {"capture.json", "capture.log", "dmesg.txt", "vmcore"}
+    assert world.saved("disk").keys() == FILES
 
 
 def test_the_next_target_is_tried(tmp_path: Path) -> None:
@@ -158,7 +159,7 @@ def test_a_part_that_would_take_the_room_of_the_next_run_goes(tmp_path: Path) ->
     room = "directory_room() { echo 31; }"
     assert world.capture("memory", "ok", more=room)["ok"] is True
     assert not [name for name in world.lines("there") if "vmcore" in name]  # in the second run
-    assert world.saved("disk").keys() == {"capture.json", "capture.log", "dmesg.txt", "vmcore"}
+    assert world.saved("disk").keys() == FILES
 
 
 def test_a_makedumpfile_that_dies_is_tried_at_each_level(tmp_path: Path) -> None:

@@ -139,12 +139,7 @@ def make_plan(
     wish = parse_quiesce(settings.dma_quiesce)
     quiesce = plan_quiesce(facts, wish, lending=bool(lent), syscall=syscall, by_word=bool(by_word))
     reservation = arch.reservations(facts)
-    variables = {
-        **_load_variables(facts, offer.lender, lent, settings, bool(lent) or unasked),
-        "LENT_PARTS": _lent_parts(offer, lent),
-        # as long before and after the reservation shrinks: its length is part of what is required
-        "RESERVATION": ",".join(f"{r.start:#018x}-{r.end:#018x}" for r in reservation),
-    }
+    variables = _load_variables(facts, offer, lent, settings, bool(lent) or unasked)
     taken = reservation.size or facts.crash_size_bytes or 0
     plan = Plan(
         arch=facts.arch,
@@ -359,7 +354,7 @@ def _doubts(facts: Facts, lent: Ranges) -> tuple[str, ...]:
 
 
 def _load_variables(
-    facts: Facts, lender: str, lent: Ranges, settings: Settings, missing: bool
+    facts: Facts, offer: Offer, lent: Ranges, settings: Settings, missing: bool
 ) -> dict[str, str]:
     """What the capture is told about this load, as shell variables; ranges are half-open.
 
@@ -376,9 +371,14 @@ def _load_variables(
     return {
         "STALL_TIMEOUT": str(stall),
         "TOTAL_TIMEOUT": str(settings.total_timeout or 2 * stall),
-        "LENDER": lender,
+        "LENDER": offer.lender,
         "LENT_BYTES": str(lent.size),
         "LENT_RANGES": _words(lent),
+        "LENT_PARTS": _lent_parts(offer, lent),
+        # as long before and after the reservation shrinks: its length is part of what is required
+        "RESERVATION": ",".join(
+            f"{r.start:#018x}-{r.end:#018x}" for r in for_machine(facts.arch).reservations(facts)
+        ),
         "DUMP_LEVEL": str(settings.dump_level),
         "ALLOW_MISSING_USER_DATA": "1" if settings.allow_missing_user_data and missing else "0",
     }

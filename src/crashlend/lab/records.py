@@ -36,6 +36,7 @@ LAB_COMMANDS = (
     "cli/rehearse.py",
     "cli/run_flags.py",
     "cli/soak.py",
+    "cli/system.py",
     "cli/trial_flags.py",
     "cli/trials.py",
     "cli/twin_flags.py",
