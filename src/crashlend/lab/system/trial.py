@@ -176,6 +176,7 @@ class SystemOutcome:
                 "all": self.report.seconds,
             },
             "saved": self.kept,
+            "kdump_tools_said": self.told.get("journal", "").strip().splitlines()[-8:],
         }
 
 

@@ -2,7 +2,7 @@
 """kdump-utils' scripts (Fedora, RHEL) put into an installed Debian, from a clone of its repository.
 
 Debian has no package of them. kdumpctl and its libraries are put in unchanged, with the configuration
-that their own generators make for x86_64, and dracut's shell functions, which they source. What they
+that their own generators make for x86_64, dracut's shell functions, which they source, and keyctl. What they
 load is kdump-tools' initramfs, because a dracut of Fedora's making is not here: so all of kdumpctl's
 path to kexec runs, and none of mkdumprd.
 """
@@ -28,6 +28,7 @@ PROGRAMS = {
     "kdump-lib.sh": ("/usr/lib/kdump/kdump-lib.sh", 0o644),
     "kdump-lib-initramfs.sh": ("/usr/lib/kdump/kdump-lib-initramfs.sh", 0o644),
     "kdump-logger.sh": ("/usr/lib/kdump/kdump-logger.sh", 0o644),
+    "kdump.service": ("/usr/lib/systemd/system/kdump.service", 0o644),
 }
 GENERATED = {
     "gen-kdump-sysconfig.sh": "/etc/sysconfig/kdump",
@@ -40,8 +41,12 @@ THEIR_ROOT = (
     f'KDUMP_COMMANDLINE_APPEND="$KDUMP_COMMANDLINE_APPEND root=LABEL={LABEL} '
     'systemd.unit=kdump-tools-dump.service"\n'
 )
-DRACUT = "usr/lib/dracut/dracut-functions.sh"
-# Each step tells what kdumpctl printed, with its exit code behind it.
+# What kdumpctl calls and the system has not: (package, path in it).
+FROM_DEBIAN = (
+    ("dracut-core", "usr/lib/dracut/dracut-functions.sh"),
+    ("keyutils", "bin/keyctl"),
+)
+# Their own unit runs kdumpctl. Each step tells what that printed, with the exit code behind it.
 WANTED = {
     # step: whether a crash kernel is loaded behind it, and whether memory is lent
     "kdumpctl-start": (True, True),
@@ -53,12 +58,19 @@ WANTED = {
 STEPS = """\
 kdump-config unload
 cp "/var/lib/kdump/initrd.img-$(uname -r)" "/var/lib/kdump/initramfs-$(uname -r)kdump.img"
-step() { kdumpctl "$1"; echo "exit $?"; crashlend status --json | grep -E '"(loaded|bytes)"'; }
-tell kdumpctl-start step start
-tell kdumpctl-status step status
-tell kdumpctl-reload step reload
-tell kdumpctl-stop step stop
-tell kdumpctl-again step start
+step() {
+    "$@"
+    code=$?
+    journalctl -u kdump.service -o cat --no-pager --cursor-file=/run/cursor | grep -v '^-- '
+    echo "exit $code"
+    crashlend status --json | grep -E '"(loaded|bytes)"'
+}
+systemctl daemon-reload
+tell kdumpctl-start step systemctl start kdump.service
+tell kdumpctl-status step kdumpctl status
+tell kdumpctl-reload step systemctl reload kdump.service
+tell kdumpctl-stop step systemctl stop kdump.service
+tell kdumpctl-again step systemctl start kdump.service
 """
 
 
@@ -87,9 +99,10 @@ def files_of(clone: Path, suite: str, say: Say = silent) -> dict[str, tuple[byte
     conf, mode = files["/etc/kdump.conf"]
     files["/etc/kdump.conf"] = (conf + b"force_no_rebuild 1\n", mode)
     with tempfile.TemporaryDirectory(prefix="crashlend-dracut-") as scratch:
-        (deb,) = Suite(suite, say).download(["dracut-core"])
-        unpack(deb, Path(scratch))
-        files[f"/{DRACUT}"] = (Path(scratch, DRACUT).read_bytes(), 0o755)
+        for package, path in FROM_DEBIAN:
+            (deb,) = Suite(suite, say).download([package])
+            unpack(deb, Path(scratch))
+            files[f"/usr/{path.removeprefix('usr/')}"] = (Path(scratch, path).read_bytes(), 0o755)
     return files
 
 
