@@ -72,6 +72,9 @@ matrix: .venv/.lab ## every lender on every kernel, BIOS and UEFI (34 crashes); 
 judges: .venv/.lab ## what the kernel and kexec-tools load beside crashlend (15 minutes); writes docs/judges.md
 	$(BIN)/crashlend lab judges --data docs/results/judges.json --report docs/judges.md
 
+trial-system: .venv/.lab ## an installed Debian with kdump-tools, with crashlend and without (UTILS=DIR: kdumpctl, too)
+	$(BIN)/crashlend lab system --data docs/results $(if $(UTILS),--kdump-utils $(UTILS))
+
 estimate: .venv/.lab ## estimates beside real captures of the same hosts (20 minutes); writes docs/estimate.md
 	for kernel in 6.1 7.3; do \
 	  $(BIN)/python tools/estimate_proof.py --kernel $$kernel -o docs/results/estimate-$$kernel.json || exit 1; done

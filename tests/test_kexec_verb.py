@@ -9,6 +9,7 @@ import re
 import shlex
 import subprocess
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -370,14 +371,16 @@ def test_the_levels_of_a_host(tmp_path: Path) -> None:
     assert kexec_verb.with_level(Settings(dump_level=1), found)[0].dump_level == 23
 
 
-def test_a_level_that_cannot_be_told_is_refused_unless_allowed() -> None:
-    """Lent memory and user data in the dump exclude each other; not knowing is no excuse."""
+def test_a_level_that_cannot_be_told_counts_as_all_memory() -> None:
+    """Not knowing is no excuse where memory is lent; where none is, it does not matter."""
     unknown = (Wanted("/etc/default/kdump-tools", None, "'$A' can't be read"),)
-    with pytest.raises(RefusedError, match="not known") as refused:
-        kexec_verb.with_level(Settings(), unknown)
-    assert refused.value.exit_code == 11
-    allowed = Settings(allow_missing_user_data=True)
-    assert kexec_verb.with_level(allowed, unknown)[0].dump_level == 0
+    made, notes = kexec_verb.with_level(settings_for(TOOLS_LINE), unknown)
+    assert made.dump_level == 0
+    assert "'$A' can't be read: taken for a dump of all memory" in notes[0]
+    with pytest.raises(RefusedError, match="dump level 0 wants user data"):
+        make_plan(facts(), made, payload())
+    for harmless in (replace(made, lend=0), replace(made, allow_missing_user_data=True)):
+        assert make_plan(facts(), harmless, payload()).dump_level == 0
 
 
 # --- on a host -----------------------------------------------------------------------------------

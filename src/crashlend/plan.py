@@ -155,7 +155,8 @@ def make_plan(
         quiesce=quiesce,
         on_mismatch=settings.on_mismatch,
         costs=Costs(taken, lent.size),
-        load_variables=variables,
+        # another program's capture reads none, and its initramfs stays as it is
+        load_variables={} if settings.cmdline else variables,
         by_word=by_word,
         notes=(
             *notes,
@@ -358,13 +359,9 @@ def _load_variables(
 ) -> dict[str, str]:
     """What the capture is told about this load, as shell variables; ranges are half-open.
 
-    Nothing where it is another program's (the setting cmdline): its initramfs stays as it is.
-
     makedumpfile looks at all of production's memory before it writes much: the more there is, the
     longer a capture may seem to stand still before it is given up.
     """
-    if settings.cmdline:
-        return {}
     stall = settings.stall_timeout or STALL_SECONDS + STALL_SECONDS_PER_TIB * (
         facts.meminfo.get("MemTotal", 0) >> 40
     )

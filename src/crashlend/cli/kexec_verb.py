@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Callable, TypeVar
 from crashlend import __version__, kexec_words
 from crashlend.cli.hosts import files_getter, settings_from
 from crashlend.cli.output import complain, progress
-from crashlend.errors import EXIT_DONE, CrashlendError, RefusedError
+from crashlend.errors import EXIT_DONE, CrashlendError
 from crashlend.facts.others import Wanted, wanted_levels
 from crashlend.formats.cmdline import from_proc
 from crashlend.hostfiles import TreeFiles
@@ -115,6 +115,8 @@ def _load(args: argparse.Namespace, request: kexec_words.Request) -> int:
         request, settings_from(args), from_proc(files.read("/proc/cmdline"))
     )
     settings, notes = with_level(settings, wanted_levels(files))
+    for note in notes:
+        progress(f"note: {note}")
     for name in request.idle if request.debug else ():
         progress(f"--{name} changes nothing: {_why_idle(name)}")
     done = when_free(
@@ -126,7 +128,7 @@ def _load(args: argparse.Namespace, request: kexec_words.Request) -> int:
             shrink=settings.shrink_on_load,
         )
     )
-    for note in (*notes, *done.plan.notes):
+    for note in done.plan.notes:
         progress(f"note: {note}")
     if done.plan.lent.size < done.plan.offer.asked_bytes:
         progress(
@@ -153,22 +155,17 @@ def _why_idle(name: str) -> str:
 def with_level(settings: Settings, wanted: tuple[Wanted, ...]) -> tuple[Settings, tuple[str, ...]]:
     """The settings with the level of who will save the dump; notes for people.
 
-    What can't be told counts as one that wants all memory: planning refuses that where memory is lent
-    (RefusedError), unless the setting allow_missing_user_data is there.
+    What can't be told counts as one that wants all memory: planning refuses that where memory is lent,
+    unless the setting allow_missing_user_data is there.
     """
     if not wanted:
         return settings, (UNKNOWN_LEVEL.format(settings.dump_level),)
-    level = 31
+    level, notes = 31, []
     for one in wanted:
-        if one.level is None and not settings.allow_missing_user_data:
-            raise RefusedError(
-                "what will be in the dump is not known",
-                f"{one.file}: {one.why}",
-                hint="write makedumpfile's -d 31 there plainly, or set allow_missing_user_data = yes "
-                "in /etc/crashlend.conf",
-            )
+        if one.level is None:
+            notes.append(f"{one.file}: {one.why}: taken for a dump of all memory")
         level &= one.level or 0
-    return replace(settings, dump_level=level), ()
+    return replace(settings, dump_level=level), tuple(notes)
 
 
 def when_free(act: Callable[[], T]) -> T:
