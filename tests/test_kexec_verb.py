@@ -13,6 +13,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from build import GIB, MIB, bz_image, facts, payload
 from crashlend import config, kexec_words
@@ -21,7 +23,7 @@ from crashlend.cli import kexec_verb
 from crashlend.config import Settings
 from crashlend.errors import RefusedError, UsageError
 from crashlend.facts.others import Wanted, level_of, of_kdump_tools, of_kdump_utils, wanted_levels
-from crashlend.formats.cmdline import crash_base
+from crashlend.formats.cmdline import crash_base, split
 from crashlend.hostfiles import TreeFiles
 from crashlend.payload import read_files
 from crashlend.plan import make_plan
@@ -205,6 +207,19 @@ def test_every_option_of_kexec_is_in_one_table() -> None:
     assert set(kexec_words.LONG_NAMES.values()) <= set(names)
 
 
+@given(
+    st.lists(st.one_of(st.sampled_from([*FORMS[0], "-u", "-S", "--", "-x"]), st.text(max_size=9)))
+)
+def test_any_words_are_a_request_or_a_usage_error(words: list[str]) -> None:
+    """Nothing that a script may pass ends in anything else; a load always has all three."""
+    try:
+        request = kexec_words.parse(words)
+    except UsageError:
+        return
+    if request.action == "load":
+        assert all((request.kernel, request.initrd, request.line))
+
+
 # --- the command line ----------------------------------------------------------------------------
 
 
@@ -252,6 +267,16 @@ def test_reuse_cmdline_is_productions_line_cleaned_with_its_root() -> None:
     made = kexec_words.settings_of(request, Settings(), production)
     assert made.cmdline == "root=/dev/vda1 ro rootwait console=ttyS0 splash nr_cpus=1 irqpoll quiet"
     assert crash_base(production) == "root=/dev/vda1 ro rootwait console=ttyS0 quiet splash"
+
+
+@given(st.binary(max_size=200))
+def test_what_is_kept_of_any_line_was_on_it(production: bytes) -> None:
+    """crash_base() takes words away and makes none; none of them is about memory."""
+    kept = split(crash_base(production))
+    words = split(production.decode("utf-8", "surrogateescape"))
+    rest = iter(words)
+    assert all(word in rest for word in kept)  # in their order
+    assert not [w for w in kept if "crashkernel=" in w or w.startswith(("mem=", "memmap="))]
 
 
 @pytest.mark.parametrize(
