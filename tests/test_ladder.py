@@ -196,6 +196,16 @@ def test_a_full_disk_at_the_final_flush_is_no_dump(tmp_path: Path) -> None:
     assert "cannot write the dump out" in report["ladder"][3]["reason"]
 
 
+def test_a_dump_that_fills_the_disk_leaves_room_for_the_report(tmp_path: Path) -> None:
+    """The reserve is given back for the last report: it says what has become of the dump."""
+    world = World(tmp_path)
+    full = 'directory_write() { [ ! -e calls ] || [ ! -e "$DIR/reserve" ] || return 1; put "$@"; }'
+    put = 'put() { cp "$1" "$DIR/$2"; }'
+    report = world.capture("space", more=f"{put}; {full}")
+    assert json.loads(world.saved("disk")["capture.json"]) == report
+    assert "No space left" in report["reason"]
+
+
 def test_no_target_at_all(tmp_path: Path) -> None:
     """The console and pstore have the reason; the report is where failure hooks find it."""
     world = World(tmp_path, ["one", "two"])

@@ -26,13 +26,19 @@ directory_begin() {
   return 0
 }
 
-# directory_put FILE AS: AS is there whole, or only as AS.incomplete.
+# directory_put FILE AS: AS is there whole, or only as AS.incomplete. Where there is no room for it, the
+# reserve is for such files.
 directory_put() {
-  if [ -z "$DIR" ] || ! bounded 60 cp "$1" "$DIR/$2.incomplete" || ! flush "$DIR/$2.incomplete" ||
-    ! bounded 60 mv "$DIR/$2.incomplete" "$DIR/$2"; then
-    WHY="cannot write $2"
-    return 1
-  fi
+  WHY="cannot write $2"
+  [ -n "$DIR" ] || return 1
+  directory_write "$1" "$2" && return 0
+  [ -e "$DIR/reserve" ] && bounded 60 rm -f "$DIR/reserve" && directory_write "$1" "$2"
+}
+
+directory_write() {
+  bounded 60 cp "$1" "$DIR/$2.incomplete" &&
+    flush "$DIR/$2.incomplete" &&
+    bounded 60 mv "$DIR/$2.incomplete" "$DIR/$2"
 }
 
 # directory_dump WORDS...: makedumpfile with these words into vmcore; what fails stays incomplete.
