@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from crashlend.capture.initramfs import CaptureSpec, build_initramfs
 from crashlend.capture.modules import Want
 from crashlend.capture.targets.filesystem import filesystem_target
+from crashlend.lab.capture_faults import CaptureFault, fault_targets
 from crashlend.lab.guest import DISK_MODULES, LAB_LABEL, build_root, fill_root, userland
 from crashlend.lab.packages import Say, cache_directory, locked, silent, write_atomically
 
@@ -38,15 +39,24 @@ TARGET = filesystem_target(
 )
 
 
-def build_capture(kernel: Kernel, hooks: Path, say: Say = silent, *, disk: str = "virtio") -> Path:
+def build_capture(
+    kernel: Kernel,
+    hooks: Path,
+    say: Say = silent,
+    *,
+    disk: str = "virtio",
+    fault: CaptureFault | None = None,
+) -> Path:
     """The capture initramfs for ``kernel`` with the trial's hooks; built once, then cached.
 
-    ``disk``: the bus of the lab's own disk, a key of ``guest.DISK_MODULES``.
+    ``disk``: the bus of the lab's own disk, a key of ``guest.DISK_MODULES``. ``fault``: what is to go
+    wrong in it.
     """
+    fault = fault or CaptureFault()
     more = tuple(Want(name, "the lab's disk") for name in DISK_MODULES[disk])
     target = replace(TARGET, wants=(*TARGET.wants, *more))
     key = hashlib.sha256(build_root(kernel, say).name.encode())
-    key.update(f"{disk} {HOOK_SECONDS}".encode())
+    key.update(f"{disk} {HOOK_SECONDS} {fault}".encode())
     for package in ("crashlend.capture", "crashlend.formats"):
         with as_file(files(package)) as directory:
             for path in sorted(directory.rglob("*")):
@@ -63,11 +73,12 @@ def build_capture(kernel: Kernel, hooks: Path, say: Say = silent, *, disk: str =
             with tempfile.TemporaryDirectory(prefix="crashlend-") as directory:
                 root = Path(directory)
                 fill_root(root, kernel, userland(kernel, say))
+                for name, text in fault.sysfs.items():
+                    (root / name).parent.mkdir(parents=True, exist_ok=True)
+                    (root / name).write_text(text)
+                settings = {"hook_timeout": HOOK_SECONDS, **fault.settings}
                 spec = CaptureSpec(
-                    release=kernel.release,
-                    targets=(target,),
-                    hooks=hooks,
-                    hook_timeout=HOOK_SECONDS,
+                    kernel.release, fault_targets(fault, target), hooks=hooks, **settings
                 )
                 write_atomically(place, build_initramfs(root, spec).data)
     return place
@@ -79,11 +90,14 @@ def build_capture_for(kernel: Kernel, say: Say = silent) -> Path:
         return build_capture(kernel, lay_out_hooks(Path(directory)), say)
 
 
-def lay_out_hooks(tree: Path, *, victim: bool = False, speed: bool = False) -> Path:
+def lay_out_hooks(
+    tree: Path, *, victim: bool = False, speed: bool = False, fault: CaptureFault | None = None
+) -> Path:
     """Put the lab's hooks into ``tree``/hooks as the product wants them; return that directory.
 
     ``victim``: with the one that looks for late DMA in the crash kernel's own memory; ``speed``: with
-    the one that writes the dump again and again.
+    the one that writes the dump again and again; ``fault``: with its own, after the one that tells
+    that the crash kernel is up.
     """
     with as_file(files("crashlend.lab").joinpath("guestfiles")) as guestfiles:
         for kind in ("pre", "post"):
@@ -97,4 +111,7 @@ def lay_out_hooks(tree: Path, *, victim: bool = False, speed: bool = False) -> P
         if speed:
             shutil.copy(guestfiles / "speed-hook", tree / "hooks/post.d/60-speed")
             (tree / "hooks/post.d/60-speed").chmod(0o755)
+    if fault and fault.hook:
+        (tree / "hooks/pre.d/70-fault").write_text(f"#!/bin/sh\n{fault.hook}")
+        (tree / "hooks/pre.d/70-fault").chmod(0o755)
     return tree / "hooks"

@@ -93,7 +93,7 @@ def _checks(spec: Spec, report: Report, plan: dict[str, Any], saved: Saved) -> I
     yield _dump_saved(saved, report)
     yield _dump_opens(saved, spec)
     yield from check_holes(saved, plan)
-    if spec.allow_missing_user_data:
+    if spec.allow_missing_user_data and not spec.capture_fault:  # which may cost the level
         yield _user_data_missing(spec, lent, saved)
     yield from check_late(spec, report)
     if not spec.scan:

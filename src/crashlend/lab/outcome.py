@@ -115,6 +115,7 @@ class Outcome:
             },
             "crash": self.spec.crash,
             "reason": capture.get("reason"),
+            "ladder": capture.get("ladder"),
             "vmcore": {
                 "path": self.vmcore_path or None,
                 "bytes": capture.get("vmcore", {}).get("bytes"),

@@ -65,9 +65,10 @@ class Spec:
     of their machine (parity.py); production does where a command says so. ``lab_label`` is the
     label of the lab's own disk, ``initramfs`` a capture initramfs that is not the lab's.
     ``analyze``: drgn reads the dump, and finds what production said of itself right before the
-    crash (analysis.py). ``threads``: how many of makedumpfile must have written the dump (None: not looked at). ``speed``: after the dump
-    the crash kernel writes it again with each compression and number of threads, and tells how long
-    that took.
+    crash (analysis.py). ``threads``: how many of makedumpfile must have written the dump (None: not
+    looked at). ``speed``: after the dump the crash kernel writes it again with each compression and
+    number of threads, and tells how long that took. ``capture_fault``: what is done to the capture, a
+    key of capture_faults.CAPTURE_FAULTS.
     """
 
     kernel: Kernel
@@ -115,6 +116,7 @@ class Spec:
     analyze: bool = False
     threads: int | None = None
     speed: bool = False
+    capture_fault: str = ""
 
 
 @dataclass(frozen=True)

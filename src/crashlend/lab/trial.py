@@ -23,6 +23,8 @@ from typing import TYPE_CHECKING, Any, Callable
 from crashlend.errors import CrashlendError
 from crashlend.lab import late
 from crashlend.lab.analysis import check_analysis
+from crashlend.lab.capture_fault_checks import check_capture_fault, read_raw
+from crashlend.lab.capture_faults import fault_devices, find_capture_fault, make_fault_disks
 from crashlend.lab.captures import build_capture, lay_out_hooks
 from crashlend.lab.checks import death_by_memory, run_checks
 from crashlend.lab.crashes import find_crash
@@ -82,6 +84,7 @@ def run_trial(
     saved, read into that directory, where it is not on the lab's own disk.
     """
     crash = find_crash(spec.crash)  # before anything is made
+    fault = find_capture_fault(spec.capture_fault)
     own = crash.kind.words if crash else PRODUCTIONS_OWN
     with ExitStack() as stack:
         if keep is None:
@@ -108,7 +111,11 @@ def run_trial(
             words=production_words(spec),
             memory_bytes=spec.memory_bytes,
             cpus=spec.cpus,
-            disks=(Disk(root, kept=False), Disk(disk, bus=spec.disk)),
+            disks=(
+                Disk(root, kept=False),
+                Disk(disk, bus=spec.disk),
+                *(make_fault_disks(fault, directory) if fault else ()),
+            ),
             accel=accel,
             dimms=spec.dimms,
             cpu_model=spec.cpu_model,
@@ -119,6 +126,7 @@ def run_trial(
                 *spec.devices,
                 *late.device_words(spec.late, directory),
                 *(stop.words if stop else ()),
+                *(fault_devices(fault, directory) if fault else ()),
             ),
             spare_bytes=spec.spare_bytes,
             spare_cpus=spec.spare_cpus,
@@ -142,9 +150,14 @@ def run_trial(
         )
         if stop:
             stop.finish(machine, say)
-        saved = read(directory) if read else read_saved(disk, directory)
+        if fault and "raw-0" in fault.targets:
+            saved = read_raw(directory / "disk-0", directory)
+        else:
+            saved = read(directory) if read else read_saved(disk, directory)
         plan = load_answer(report).get("plan", {})
         checks = run_checks(spec, report, plan, saved)
+        if fault:
+            checks[:0] = check_capture_fault(fault, spec.kernel, report, saved, directory)
         if stop:
             checks += stop.checks(saved)
         if spec.parity:
@@ -240,11 +253,14 @@ def make_lab_disk(spec: Spec, directory: Path, say: Say) -> Path:
         if crash and crash.kind.module:
             copy_trigger(spec.kernel, tree, say)
         victim = bool(spec.late) and spec.late != "edu"
-        hooks = lay_out_hooks(tree, victim=victim, speed=spec.speed)
+        fault = find_capture_fault(spec.capture_fault)
+        hooks = lay_out_hooks(tree, victim=victim, speed=spec.speed, fault=fault)
         commands = spec.commands or (load_command(spec, spec.loader, production_words(spec)),)
         commands += (STOP,) if spec.proof or spec.flips else ()
         if not spec.build_in_guest:
-            own = spec.initramfs or build_capture(spec.kernel, hooks, say, disk=spec.disk)
+            own = spec.initramfs or build_capture(
+                spec.kernel, hooks, say, disk=spec.disk, fault=fault
+            )
             shutil.copy(own, tree / "initramfs")
             if any(command.program == "kexec" for command in commands):
                 capture = (tree / "initramfs").read_bytes()

@@ -18,6 +18,7 @@ from crashlend.lab.suites.exact import EXACT
 from crashlend.lab.suites.faults import FAULTS
 from crashlend.lab.suites.file import FILE
 from crashlend.lab.suites.flips import FLIPS
+from crashlend.lab.suites.ladder import LADDER
 from crashlend.lab.suites.never import NEVER
 from crashlend.lab.suites.parity import PARITY
 from crashlend.lab.suites.shapes import SHAPES
@@ -367,4 +368,5 @@ SUITE = (
     *CONFORM,
     *FILE,
     *ANALYZE,
+    *LADDER,
 )

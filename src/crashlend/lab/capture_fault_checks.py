@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""What must hold after a fault of the capture, and what a raw device was left with."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+from typing import TYPE_CHECKING, Any
+
+from crashlend.capture.rawdump import COMPLETE, VMCORE, parse
+from crashlend.errors import CrashlendError, FormatError
+from crashlend.lab.capture_faults import device_words
+from crashlend.lab.observe import Guest, observe
+from crashlend.lab.packages import find_tool
+from crashlend.lab.spec import Check, Saved
+from crashlend.sizes import MIB
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from crashlend.lab.capture_faults import CaptureFault
+    from crashlend.lab.kernels import Kernel
+    from crashlend.lab.qemu import Report
+
+# What production's boot after the reset looks at; it is another guest with the same firmware's memory.
+_LOOK = "mkdir -p /pstore && mount -t pstore pstore /pstore && cat /pstore/*"
+_AFTER_BYTES = 512 * MIB
+
+
+def ladder_text(capture: dict[str, Any]) -> str:
+    """The rungs of a capture.json as one line: ``step target yes|no[ level], …``."""
+    return ", ".join(
+        f"{rung['step']} {rung['target']} {'yes' if rung['ok'] else 'no'}"
+        + (f" {rung['level']}" if "level" in rung else "")
+        for rung in capture.get("ladder", [])
+    )
+
+
+def check_capture_fault(
+    fault: CaptureFault, kernel: Kernel, report: Report, saved: Saved, directory: Path
+) -> Iterator[Check]:
+    """That the capture did what it must about the fault."""
+    if fault.ladder:
+        text = ladder_text(saved.capture)
+        yield Check(
+            "the capture's ladder is as it must be",
+            re.fullmatch(fault.ladder, text) is not None,
+            text or "there is no capture.json",
+        )
+    if fault.within_seconds:
+        up = report.find("crash_kernel")
+        took = report.seconds - up["at"] if up else 0.0
+        yield Check(
+            "the machine came back in time",
+            bool(up) and not report.timed_out and took <= fault.within_seconds,
+            f"{took:.0f} s after the crash kernel was up"
+            if up
+            else "the crash kernel was never up",
+        )
+    if fault.pstore:
+        yield _pstore(fault, kernel, directory)
+
+
+def _pstore(fault: CaptureFault, kernel: Kernel, directory: Path) -> Check:
+    """Boot once more with what outlives a reset, and look there as production does."""
+    name = "production finds it in pstore after the reset"
+    guest = Guest(extra=tuple(device_words(fault, directory)))
+    try:
+        seen = observe(
+            kernel, "loglevel=4", _AFTER_BYTES, guest=guest, commands={"pstore": _LOOK}
+        ).answers["pstore"]
+    except CrashlendError as error:
+        return Check(name, False, str(error)[-300:])
+    (directory / "pstore.txt").write_text(seen.text)
+    missing = [words for words in fault.pstore if words not in seen.text]
+    detail = f"not there: {missing}" if missing else f"{len(seen.text)} characters in all"
+    return Check(name, seen.exit == 0 and not missing, detail)
+
+
+def read_raw(image: Path, directory: Path) -> Saved:
+    """What a raw device has, as files in ``directory``/saved, the dump put in order by makedumpfile."""
+    with image.open("rb") as stream:
+        try:
+            dump = parse(stream.read(4096), image.stat().st_size)
+        except FormatError:
+            return Saved({}, "", None)
+        out = directory / "saved/crash" / dump.name
+        out.mkdir(parents=True, exist_ok=True)
+        for section in dump.sections:
+            stream.seek(section.offset_bytes)
+            (out / section.name).write_bytes(stream.read(section.size_bytes))
+    capture = json.loads((out / "capture.json").read_text())
+    dmesg = (out / "dmesg.txt").read_text(errors="replace")
+    vmcore = out / "vmcore"
+    if dump.state != COMPLETE or not (out / VMCORE).stat().st_size:
+        return Saved(capture, dmesg, None)
+    tool = find_tool("makedumpfile", "install the package makedumpfile")
+    with (out / VMCORE).open("rb") as flat:
+        done = subprocess.run(
+            [tool, "-R", str(vmcore)], stdin=flat, capture_output=True, check=False
+        )
+    return Saved(capture, dmesg, vmcore if done.returncode == 0 else None)
