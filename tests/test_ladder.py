@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 pytestmark = needs_busybox
 
-FILES = {"capture.json", "capture.log", "dmesg.txt", "holes.json", "vmcore"}
+SAVED = {"capture.json", "capture.log", "dmesg.txt", "holes.json", "vmcore"}
 LOG_SAVED = ("dmesg", "", True)
 
 
@@ -32,7 +32,7 @@ def test_a_dump_at_the_first_try(tmp_path: Path) -> None:
     assert rungs(report) == [LOG_SAVED, *on("disk"), ("dump", "disk", True, 31)]
     assert (report["ok"], report["reason"]) == (True, "")
     saved = world.saved("disk")
-    assert saved.keys() == FILES
+    assert saved.keys() == SAVED
     assert saved["vmcore"] == "the dump"
     assert "a test" in saved["dmesg.txt"]
     assert json.loads(saved["capture.json"]) == report
@@ -67,7 +67,33 @@ def test_a_dump_that_leaves_out_more_is_a_dump(tmp_path: Path) -> None:
     report = world.capture("space", "ok", more="DUMP_LEVEL=1")
     assert rungs(report)[3:] == [("dump", "disk", False, 1), ("dump", "disk", True, 17)]
     assert (report["ok"], report["reason"], report["dump_level"]) == (True, "", 17)
-    assert world.saved("disk").keys() == FILES
+    assert world.saved("disk").keys() == SAVED
+
+
+@pytest.mark.parametrize(
+    ("room_kib", "write_bytes", "counted", "tried"),
+    [
+        (100, "100000000", ["1", "17"], ["31"]),  # far more than fits, at both levels
+        (100, "600000", ["1"], ["1"]),  # compressed it may fit: the write finds out
+        (200, "100000000", [], ["1"]),  # an eighth of memory: no time is spent on counting
+        (100, "", ["1"], ["1"]),  # a makedumpfile that does not count
+    ],
+)
+def test_a_dump_that_surely_does_not_fit_is_not_begun(
+    tmp_path: Path, room_kib: int, write_bytes: str, counted: list[str], tried: list[str]
+) -> None:
+    """Makedumpfile counts first where room is short; 31 is tried whatever it would count."""
+    world = World(tmp_path)
+    (tmp_path / "core").write_bytes(bytes(1 << 20))
+    (tmp_path / "dry").write_text(f"Write bytes     : {write_bytes}\n")
+    report = world.capture("ok", more=f"DUMP_LEVEL=1; directory_room() {{ echo {room_kib}; }}")
+    assert world.lines("counted") == counted
+    assert [call.split("-d ")[1].split()[0] for call in world.lines("calls")] == tried
+    assert report["ok"] is True
+    if len(counted) > 1:
+        assert report["ladder"][3]["reason"] == (
+            "it has 100000000 bytes before compression, and 100 KiB are free"
+        )
 
 
 def test_the_next_target_is_tried(tmp_path: Path) -> None:
@@ -159,7 +185,7 @@ def test_a_part_that_would_take_the_room_of_the_next_run_goes(tmp_path: Path) ->
     room = "directory_room() { echo 31; }"
     assert world.capture("memory", "ok", more=room)["ok"] is True
     assert not [name for name in world.lines("there") if "vmcore" in name]  # in the second run
-    assert world.saved("disk").keys() == FILES
+    assert world.saved("disk").keys() == SAVED
 
 
 def test_a_makedumpfile_that_dies_is_tried_at_each_level(tmp_path: Path) -> None:
