@@ -320,20 +320,70 @@ _CAPTURE = Section(
         ),
         Fault(
             "The target has no room for the dump",
-            "What there is stays as vmcore.incomplete; the log and the reason are saved; it reboots",
-            ("target-small-6.1",),
+            "A dump that leaves out more; else what there is stays as vmcore.incomplete, with the log and "
+            "the reason",
+            (
+                *("ladder-little-room-6.1", "target-small-6.1"),
+                "test_ladder.py::test_more_is_left_out_where_there_is_no_room",
+            ),
         ),
         Fault(
-            "The target has no room at all",
-            "The reason is on the console alone; it reboots",
+            "A target is not there, full or read-only, and others are named",
+            "The next one has the dump; capture.json tells of each",
+            ("ladder-targets-6.1", "test_ladder.py::test_the_next_target_is_tried"),
+        ),
+        Fault(
+            "The target has no room at all, and there is no other",
+            "The reason is on the console, and in pstore where there is a backend; it reboots",
             ("target-full-6.1",),
         ),
         Fault(
-            "makedumpfile hangs or fails",
-            "It is ended when its file stops growing; its last words are the reason",
+            "No target can be reached",
+            "The end of the log and the reason are on the console and in production's pstore",
+            ("ladder-no-target-6.1",),
+        ),
+        Fault(
+            "A target stands still, or breaks in the middle",
+            "The dump is ended when nothing is written any more; the next target has it",
             (
                 "test_ladder.py::test_a_dump_that_stands_still_is_ended",
                 "test_ladder.py::test_a_target_that_breaks_in_the_middle",
+                "test_capture_watch.py::test_what_no_signal_ends_is_left_behind",
+            ),
+        ),
+        Fault(
+            "makedumpfile is out of memory, or dies of a signal",
+            "It is tried again with less memory, then at a level that leaves out more",
+            (
+                "ladder-dying-6.1",
+                "test_ladder.py::test_a_makedumpfile_that_dies_is_tried_at_each_level",
+            ),
+        ),
+        Fault(
+            "A hook takes all memory and CPU, kills all that it can, hangs",
+            "It is the first to be killed; what it ended of the capture is started again",
+            (
+                "ladder-bad-hook-6.1",
+                "test_capture_watch.py::test_what_a_hook_ends_is_started_again",
+            ),
+        ),
+        Fault(
+            "The crash kernel panics itself",
+            "It resets after ten seconds; pstore keeps both panics where its backend is built in",
+            ("ladder-panic-6.1",),
+        ),
+        Fault(
+            "The crash kernel hangs after its init has begun",
+            "A hardware watchdog, which it has fed until then, resets the machine",
+            ("ladder-hang-6.1",),
+        ),
+        Fault(
+            "A raw device is not the one that it was (disks change their order)",
+            "Nothing is written to a device that is neither blank nor marked, or has another size",
+            (
+                "ladder-raw-6.1",
+                "test_capture_raw.py::test_what_is_somebody_s_is_not_written_to",
+                "test_capture_raw.py::test_a_device_of_another_size_is_not_it",
             ),
         ),
         Fault(
