@@ -3,16 +3,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import re
+from pathlib import Path
 
 import pytest
 
+import crashlend
 from capture_shell import executable, needs_busybox, shell
 
-if TYPE_CHECKING:
-    from pathlib import Path
-
 pytestmark = needs_busybox
+
+INIT = Path(crashlend.__file__).parent / "capture/init"
+HOOKS_PAGE = Path(__file__).parents[1] / "docs/hooks.md"
 
 # Time that passes with each look at it: ten seconds, from a file, because subshells look, too.
 CLOCK = """
@@ -195,3 +197,10 @@ def test_the_last_words_are_the_end_of_the_log(tmp_path: Path) -> None:
     assert (tmp_path / "kmsg").read_text() == "<3>| [199.0] line 199 [31m of the log\n"
     said = (tmp_path / "said").read_text().splitlines()
     assert said[-2:] == ["crashed: gone", "no dump was saved: full"]
+
+
+def test_the_page_on_hooks_lists_what_they_get() -> None:
+    """docs/hooks.md has a row for each variable that hooks.sh exports, and no other."""
+    exported = set(re.findall(r"CRASHLEND_[A-Z_]+(?==)", (INIT / "hooks.sh").read_text()))
+    documented = re.findall(r"^\| `(CRASHLEND_[A-Z_]+)` \|", HOOKS_PAGE.read_text(), re.MULTILINE)
+    assert sorted(exported) == sorted(documented)
