@@ -18,7 +18,7 @@ HOOKS_PAGE = Path(__file__).parents[1] / "docs/hooks.md"
 
 # Time that passes with each look at it: ten seconds, from a file, because subshells look, too.
 CLOCK = """
-now() { read -r t <clock; echo $((t + 1000)) >clock; echo "$t"; }
+clock() { read -r NOW <clock; echo $((NOW + 1000)) >clock; }
 usleep() { :; }
 say() { echo "$*" >>said; }
 echo 0 >clock

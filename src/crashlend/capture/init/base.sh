@@ -37,10 +37,16 @@ fail() {
   [ -n "$REASON" ] || REASON=$*
 }
 
-# Centiseconds since boot. A leading 1 keeps "08" from being octal.
-now() {
+# Centiseconds since boot, in NOW: without a process of its own. A leading 1 keeps "08" from being
+# octal.
+clock() {
   read -r uptime _ </proc/uptime
-  echo $((${uptime%.*} * 100 + 1${uptime#*.} - 100))
+  NOW=$((${uptime%.*} * 100 + 1${uptime#*.} - 100))
+}
+
+now() {
+  clock
+  echo "$NOW"
 }
 
 # ended PID: whether it is gone, or all but its exit status is.
@@ -54,11 +60,13 @@ ended() {
 # await PID SECONDS: its exit status; 124 when it has not ended by then. Who waits for a dead disk is
 # reached by no signal, and a plain "wait" for it would be the end of the capture.
 await() {
-  latest=$(($(now) + $2 * 100)) nap=10000
+  clock
+  latest=$((NOW + $2 * 100)) nap=10000
   until ended "$1"; do
-    [ "$(now)" -lt "$latest" ] || return 124
+    clock
+    [ "$NOW" -lt "$latest" ] || return 124
     usleep "$nap"
-    [ "$nap" -ge 200000 ] || nap=$((nap * 2))
+    [ "$nap" -ge 100000 ] || nap=$((nap * 3 / 2))
   done
   wait "$1"
 }
