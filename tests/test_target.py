@@ -191,7 +191,7 @@ def test_what_cannot_hold_dumps_is_refused(host: Host) -> None:
     with pytest.raises(CrashlendError, match="no such disk"):
         only_target(host.root, "UUID=abc", "/")
     with pytest.raises(CrashlendError, match="unknown form"):
-        only_target(host.root, "nfs://x", "/")
+        only_target(host.root, "ftp://x", "/")
     host.mounts("22 1 254:1 / / rw - btrfs /dev/vda1 rw")
     with pytest.raises(CrashlendError, match="file system btrfs"):
         only_target(host.root, "", "/")

@@ -38,7 +38,7 @@ APPLETS = (
 # What hooks and a rescue shell like to have, as far as the host's busybox has it.
 MORE_APPLETS = (
     "awk basename blockdev chmod chown cut df dirname dmesg du echo env expr find free gzip head "
-    "ip kill ln ls lsmod md5sum more nc ping printf ps readlink route seq sha256sum tar tee "
+    "ip kill ln ls lsmod md5sum mkfifo more nc nslookup ping printf ps readlink route seq sha256sum tar tee "
     "test touch udhcpc vi wc wget"
 )
 HOOK_STAGES = ("pre", "post", "failure")
@@ -256,7 +256,8 @@ def _add_target(contents: _Contents, root: Path, target: Target, number: int) ->
     own = {"TARGET_KIND": target.kind, "TARGET_SPEC": target.spec}
     conf = shell_variables({**own, **target.variables})
     path = f"etc/crashlend/targets/{number}.conf"
-    contents.add(newc.regular(path, conf, 0o600), f"dump target {target.spec}")
+    why = f"dump target {target.spec}" + (f": {target.says}" if target.says else "")
+    contents.add(newc.regular(path, conf, 0o600), why)
 
 
 def _add_modules(contents: _Contents, root: Path, spec: CaptureSpec) -> None:

@@ -21,6 +21,9 @@ ALWAYS = (
 KINDS = {
     "fs": ("devices", "directory", "fs"),
     "raw": ("devices", "stream", "raw"),
+    "nfs": ("network", "directory", "nfs"),
+    "ssh": ("network", "pipe", "ssh"),
+    "http": ("network", "pipe", "http"),
 }
 _INTERPRETER = b"#!/bin/sh\n"
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Callable, Optional
 from crashlend import config
 from crashlend.capture.initramfs import CaptureSpec, build_initramfs
 from crashlend.capture.makedumpfile_probe import look_at
+from crashlend.capture.targets.access import Access
 from crashlend.capture.targets.find import find_targets
 from crashlend.errors import CrashlendError
 from crashlend.facts import Facts, read_facts
@@ -32,10 +33,16 @@ LENDING = (
     "on_mismatch",
 )
 PAYLOAD = ("kernel", "initramfs", "nr_cpus", "append", "cmdline")
+# of targets on the network
+ACCESS = (
+    *("ssh_key", "ssh_known_hosts", "http_ca", "http_headers", "nfs_options"),
+    *("network_address", "network_timeout"),
+)
 CAPTURE = (
     *("dump_level", "allow_missing_user_data", "target", "path", "final_action", "hooks"),
     *("total_timeout", "target_timeout", "stall_timeout", "dump_timeout", "hook_timeout"),
     *("watchdog_timeout", "pstore"),
+    *ACCESS,
 )
 
 
@@ -50,11 +57,16 @@ def facts_from(args: argparse.Namespace, *, census: bool = False) -> Facts:
     return read_facts(open_host(args.root), census=census)
 
 
+def access_of(settings: config.Settings) -> Access:
+    """What targets on the network are reached with."""
+    return Access(**{name: getattr(settings, name) for name in ACCESS})
+
+
 def capture_spec(settings: config.Settings, release: str, root: Path) -> CaptureSpec:
     """What the capture initramfs must hold for this host and these settings."""
     return CaptureSpec(
         release=release,
-        targets=find_targets(root, settings.target, settings.path),
+        targets=find_targets(root, settings.target, settings.path, access_of(settings)),
         dump_level=settings.dump_level,
         final_action=settings.final_action,
         hooks=root / settings.hooks.lstrip("/"),

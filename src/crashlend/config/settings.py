@@ -68,10 +68,50 @@ class Settings:
     target: str = _setting(
         "",
         Text(),
-        "where dumps go, one or several in order of preference, by blanks: UUID=..., LABEL=... or /dev/...",
+        "where dumps go, one or several in order of preference, by blanks: UUID=..., LABEL=... or /dev/..., "
+        "nfs://SERVER/EXPORT, ssh://USER@HOST/DIRECTORY, https://HOST/PATH/",
         unset="the file system that holds the setting path",
     )
     path: str = _setting("/var/crash", AbsolutePath(), "the directory for dumps on the target")
+    ssh_key: str = _setting(
+        "",
+        AbsolutePath(),
+        "the private key for dumps by SSH; it has no passphrase",
+        unset="/root/.ssh/kdump_id_rsa, id_ed25519, id_ecdsa or id_rsa",
+    )
+    ssh_known_hosts: str = _setting(
+        "",
+        AbsolutePath(),
+        "where the SSH server's own key is known",
+        unset="/root/.ssh/known_hosts and /etc/ssh/ssh_known_hosts",
+    )
+    http_ca: str = _setting(
+        "",
+        AbsolutePath(),
+        "the certificate authorities (PEM) that may vouch for an https server",
+        unset="the distribution's",
+    )
+    http_headers: str = _setting(
+        "",
+        AbsolutePath(),
+        "a file of mode 0600 with headers for dumps by https, one a line, such as Authorization: "
+        "Bearer TOKEN",
+        unset="none",
+    )
+    nfs_options: str = _setting(
+        "", Text(), "further mount options for dumps by NFS, by comma", unset="none"
+    )
+    network_address: str = _setting(
+        "auto",
+        Choice(("auto", "dhcp", "static")),
+        "how the crash kernel gets its IPv4 address: as production did (auto), by DHCP, or the one of "
+        "production",
+    )
+    network_timeout: int = _setting(
+        60,
+        Whole(5, 600),
+        "how many seconds the network may take to come up, DHCP included",
+    )
     dma_quiesce: str = _setting(
         quiesce.DEFAULT,
         DmaQuiesce(),

@@ -46,8 +46,8 @@ class Target:
 
     ``kind`` names init's part for it (``fs``, ``raw``, ``nfs``, ``ssh``, ``http``: init/KIND.sh),
     ``spec`` is how people name it. ``variables`` are what that part reads, by name (they all begin
-    with ``TARGET_``); ``wants`` the kernel modules on the way, each with its reason; ``parts``
-    further parts of init (``stack``, ``network``).
+    with ``TARGET_``); ``wants`` the kernel modules on the way, each with its reason; ``parts`` are
+    further parts of init (``stack``, ``network``); ``says`` tells people what was decided for it.
     """
 
     kind: str
@@ -57,3 +57,4 @@ class Target:
     programs: tuple[Program, ...] = ()
     files: tuple[File, ...] = ()
     parts: tuple[str, ...] = ()
+    says: str = ""
