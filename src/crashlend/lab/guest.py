@@ -136,16 +136,17 @@ def userland_suite(kernel: Kernel) -> str:
     return "sid" if kernel.suite == "experimental" else kernel.suite.removesuffix("-backports")
 
 
-def build_root(kernel: Kernel, say: Say = silent) -> Path:
+def build_root(kernel: Kernel, say: Say = silent, packages: Sequence[str] = ()) -> Path:
     """The production guest's root file system: a sparse ext4 image labelled ``crashlend-root``.
 
-    Fetches what is missing. Takes some ten seconds the first time, then less than one.
+    ``packages`` are there beside the usual userland. Fetches what is missing. Takes some ten seconds
+    the first time, then less than one.
 
     Raises:
         CrashlendError: a tool or a package is missing, or the archive cannot be reached.
 
     """
-    debs = userland(kernel, say)
+    debs = userland(kernel, say, packages)
     key = _key("root", kernel, *(deb.name for deb in debs), *sorted(_FILES.values()), _APPLETS)
     image = cache_directory() / "roots" / f"{kernel.release}-{key}.ext4"
     with locked(cache_directory() / "roots" / "lock", say):
@@ -309,10 +310,10 @@ def read_module(path: Path) -> bytes:
     return path.read_bytes()
 
 
-def userland(kernel: Kernel, say: Say) -> list[Path]:
-    """The guest's packages, fetched: the programs of :data:`USERLAND` and what they depend on."""
+def userland(kernel: Kernel, say: Say, packages: Sequence[str] = ()) -> list[Path]:
+    """The guest's packages, fetched: those of :data:`USERLAND`, ``packages``, what they depend on."""
     suite = Suite(userland_suite(kernel), say)
-    names = list(USERLAND)
+    names = [*USERLAND, *packages]
     extra: list[Path] = []
     if kernel.suite.endswith("-backports"):
         # makedumpfile must not be older than the kernel, and backports has none. apt says whether
@@ -325,10 +326,10 @@ def userland(kernel: Kernel, say: Say) -> list[Path]:
         except CrashlendError as error:
             say(f"taking the older makedumpfile of {suite.name}: {error}")
             extra = []
-    packages = [p for p in suite.resolve(names) if not _LEFT_OUT.fullmatch(p.name)]
+    found = [p for p in suite.resolve(names) if not _LEFT_OUT.fullmatch(p.name)]
     if extra:
-        packages = [p for p in packages if p.name != "makedumpfile"]
-    return [*suite.fetch(packages), *extra]
+        found = [p for p in found if p.name != "makedumpfile"]
+    return [*suite.fetch(found), *extra]
 
 
 def _link_shells(root: Path) -> None:

@@ -63,7 +63,8 @@ class Machine:
     ``nodes``: NUMA nodes, which share memory and CPUs evenly. ``spare_bytes`` and ``spare_cpus`` are
     what may be plugged in while it runs. ``memory_file``: the file that is its memory, shared with who
     has it open, too; empty: memory of its own. Only without nodes. ``memory_private``: what the machine
-    writes to it is the machine's alone. ``boot_disk``: the image of the disk from which firmware starts
+    writes to it is the machine's alone. ``sockets``: descriptors that QEMU inherits, for its network.
+    ``boot_disk``: the image of the disk from which firmware starts
     by itself; kernel, initramfs and words are there then (secure.py).
     """
 
@@ -85,6 +86,7 @@ class Machine:
     memory_file: str = ""
     memory_private: bool = False
     boot_disk: str = ""
+    sockets: tuple[int, ...] = ()
 
     def argv(self, directory: Path) -> list[str]:
         """QEMU's words; sockets and logs go into ``directory``."""
@@ -216,6 +218,7 @@ def run_machine(
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
+                pass_fds=machine.sockets,
                 preexec_fn=_die_with_parent,
             )
         try:

@@ -68,7 +68,9 @@ class Spec:
     crash (analysis.py). ``threads``: how many of makedumpfile must have written the dump (None: not
     looked at). ``speed``: after the dump the crash kernel writes it again with each compression and
     number of threads, and tells how long that took. ``capture_fault``: what is done to the capture, a
-    key of capture_faults.CAPTURE_FAULTS.
+    key of capture_faults.CAPTURE_FAULTS. ``net``: the servers and the network of a second guest, a
+    key of servers.client.NETS; ``net_reasons`` are words of the reasons for which targets fail there,
+    in order.
     """
 
     kernel: Kernel
@@ -117,6 +119,8 @@ class Spec:
     threads: int | None = None
     speed: bool = False
     capture_fault: str = ""
+    net: str = ""
+    net_reasons: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -130,12 +134,13 @@ class Check:
 
 @dataclass(frozen=True)
 class Saved:
-    """What the capture left on the disk, copied out of the image."""
+    """What the capture left on the disk, copied out of the image; ``place`` is the dump's directory."""
 
     capture: dict[str, Any]
     dmesg: str
     vmcore: Path | None
     holes: dict[str, Any] = field(default_factory=dict)
+    place: Path | None = None
 
 
 @dataclass(frozen=True)

@@ -39,6 +39,10 @@ from crashlend.lab.packages import find_tool, silent
 from crashlend.lab.parity import check_parity
 from crashlend.lab.qemu import Disk, Machine, choose_accel, run_machine
 from crashlend.lab.secure import build_boot_disk
+from crashlend.lab.servers.client import NETS, lay_out
+from crashlend.lab.servers.configs import PACKAGES
+from crashlend.lab.servers.guest import serving
+from crashlend.lab.servers.results import check_net, rearranged
 from crashlend.lab.spec import Saved, Spec
 from crashlend.lab.speed.checks import check_speed
 from crashlend.lab.triggers import copy_trigger
@@ -48,6 +52,7 @@ from crashlend.sizes import format_size
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from crashlend.lab.servers.guest import Served
 
 Say = Callable[[str], None]
 # How people see the stages of a trial.
@@ -93,7 +98,8 @@ def run_trial(
             directory = keep
             directory.mkdir(parents=True, exist_ok=True)
             remove_traces(directory)
-        root = build_root(spec.kernel, say)
+        served = _serve(spec, directory, stack, say)
+        root = build_root(spec.kernel, say, PACKAGES if served else ())
         boot = build_boot_initramfs(spec.kernel, say, lab_label=spec.lab_label, disk=spec.disk)
         accel = choose_accel(spec.accel, spec.kernel.vmlinuz, directory)
         spec = replace(spec, accel=accel)
@@ -127,7 +133,9 @@ def run_trial(
                 *late.device_words(spec.late, directory),
                 *(stop.words if stop else ()),
                 *(fault_devices(fault, directory) if fault else ()),
+                *(served.link.words if served else ()),
             ),
+            sockets=served.link.sockets if served else (),
             spare_bytes=spec.spare_bytes,
             spare_cpus=spec.spare_cpus,
             memory_file=stop.memory.path if stop else "",
@@ -154,12 +162,18 @@ def run_trial(
             saved = read_raw(directory / "disk-0", directory)
         else:
             saved = read(directory) if read else read_saved(disk, directory)
+        if served:
+            served.end()
+            if NETS[spec.net].on_server:
+                saved = rearranged(read_saved(served.disk, served.disk.parent))
         plan = load_answer(report).get("plan", {})
         checks = run_checks(spec, report, plan, saved)
         if fault:
             checks[:0] = check_capture_fault(fault, spec.kernel, report, saved, directory)
         if stop:
             checks += stop.checks(saved)
+        if served:
+            checks += check_net(spec, saved, served)
         if spec.parity:
             checks += check_parity(spec, report, plan, directory)
         more: dict[str, Any] = {stop.name: stop.to_json()} if stop else {}
@@ -185,6 +199,23 @@ def run_trial(
             (keep / "events.json").write_text(json.dumps(report.events, indent=1))
             (keep / "trial.json").write_text(json.dumps(outcome.to_json(), indent=1))
         return outcome
+
+
+def _serve(spec: Spec, directory: Path, stack: ExitStack, say: Say) -> Served | None:
+    """The servers of the trial's network, starting, if it has one."""
+    if not spec.net:
+        return None
+    (directory / "server").mkdir(exist_ok=True)
+    remove_traces(directory / "server")
+    return stack.enter_context(
+        serving(
+            spec.kernel,
+            directory / "server",
+            stall=NETS[spec.net].stall,
+            timeout_seconds=spec.timeout_seconds,
+            say=say,
+        )
+    )
 
 
 def stop_of(spec: Spec) -> EntryStop | None:
@@ -255,6 +286,8 @@ def make_lab_disk(spec: Spec, directory: Path, say: Say) -> Path:
         victim = bool(spec.late) and spec.late != "edu"
         fault = find_capture_fault(spec.capture_fault)
         hooks = lay_out_hooks(tree, victim=victim, speed=spec.speed, fault=fault)
+        if spec.net:
+            lay_out(tree, say)
         commands = spec.commands or (load_command(spec, spec.loader, production_words(spec)),)
         commands += (STOP,) if spec.proof or spec.flips else ()
         if not spec.build_in_guest:
@@ -352,4 +385,4 @@ def read_saved(disk: Path, directory: Path, path: str = "/crash") -> Saved:
     if (where / "dmesg.txt").is_file():
         dmesg = (where / "dmesg.txt").read_text(errors="replace")
     vmcore = where / "vmcore"
-    return Saved(capture, dmesg, vmcore if vmcore.is_file() else None, holes)
+    return Saved(capture, dmesg, vmcore if vmcore.is_file() else None, holes, where)

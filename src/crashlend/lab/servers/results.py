@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""What came of a trial on the lab's network: dumps on the server, reasons in the ladder."""
+
+from __future__ import annotations
+
+import subprocess
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from crashlend.lab.packages import find_tool
+from crashlend.lab.servers.client import NETS
+from crashlend.lab.servers.configs import SIGNATURE, TOKEN
+from crashlend.lab.spec import Check, Saved
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from crashlend.lab.servers.guest import Served
+    from crashlend.lab.spec import Spec
+
+
+def rearranged(saved: Saved) -> Saved:
+    """The same with a dump that makedumpfile reads: a flattened one is made whole."""
+    if saved.place is None or saved.vmcore is not None:
+        return saved
+    flat, whole = saved.place / "vmcore.flat", saved.place / "vmcore.rearranged"
+    if not flat.is_file():
+        return saved
+    tool = find_tool("makedumpfile", "install the package makedumpfile")
+    with flat.open("rb") as stream:
+        done = subprocess.run(
+            [tool, "-R", str(whole)], stdin=stream, capture_output=True, check=False
+        )
+    return replace(saved, vmcore=whole) if done.returncode == 0 else saved
+
+
+def check_net(spec: Spec, saved: Saved, served: Served) -> Iterator[Check]:
+    """The way that the capture went: each target that failed with its reason, then the one that has it.
+
+    ``saved`` is what was found where the dump must be.
+    """
+    net = NETS[spec.net]
+    ladder = saved.capture.get("ladder", [])
+    failed = [rung for rung in ladder if not rung.get("ok")]
+    reasons = [f"{rung.get('step')} {rung.get('target')}: {rung.get('reason')}" for rung in failed]
+    told = len(failed) == len(spec.net_reasons) and all(
+        words in str(rung.get("reason")) and rung.get("reason")
+        for words, rung in zip(spec.net_reasons, failed)
+    )
+    where = "the server" if net.on_server else "the local disk"
+    yield Check(
+        f"the dump is on {where}, and the ladder says how it came there",
+        bool(ladder) and ladder[-1].get("ok") is True and told,
+        "; ".join(reasons) or f"at once, on {ladder[-1].get('target') if ladder else 'nothing'}",
+    )
+    if net.stall:
+        stalls = [e.get("what") for e in served.report.events if e.get("event") == "stalled"]
+        yield Check(
+            "each server stopped answering in the middle",
+            len(stalls) == len(net.stall),
+            "; ".join(map(str, stalls)) or "none did",
+        )
+    if saved.place is not None:
+        modes = sorted(
+            f"{path.name} {path.stat().st_mode & 0o777:o}"
+            for path in saved.place.iterdir()
+            if path.stat().st_mode & 0o077
+        )
+        yield Check("others may read nothing of it", not modes, ", ".join(modes) or "no file")
+    secrets = [f.name for f in (saved.place.iterdir() if saved.place else ()) if _has_secret(f)]
+    yield Check("no secret is beside the dump", not secrets, ", ".join(secrets) or "none found")
+
+
+def _has_secret(path: Path) -> bool:
+    if not path.is_file() or path.name.startswith("vmcore"):
+        return False
+    data = path.read_bytes()
+    return any(secret.encode() in data for secret in (TOKEN, SIGNATURE))

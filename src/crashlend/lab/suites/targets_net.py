@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Trials of targets on the network, against real server software in a second guest."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from crashlend.lab.servers import client
+from crashlend.lab.servers.configs import BAD_CERTIFICATE_PORT, SINK, WRONG_HOST_PORT
+from crashlend.lab.servers.keys import ADDRESSES, NAME
+from crashlend.lab.spec import Command, Trial
+from crashlend.sizes import MIB
+
+LOCAL = "LABEL=CRASH"
+
+
+def _net(targets: str, *flags: str, **more: Any) -> dict[str, Any]:
+    """A guest as small as will do, that builds its own initramfs from what its network is."""
+    words = ("load", "--target", targets, "--path", "/crash", *flags)
+    return {
+        "memory_bytes": 1536 * MIB,
+        "cmdline": "crashkernel=100M",
+        "lend_bytes": 512 * MIB,
+        "poison": False,
+        "scan": False,
+        "build_in_guest": True,
+        "timeout_seconds": 1200.0,
+        "prepare": client.DHCP,
+        "net": "serves",
+        "commands": (Command(words),),
+        **more,
+    }
+
+
+TARGETS_NET = (
+    Trial(
+        "net-nfs4-6.1",
+        "a dump to an NFS 4.2 server that is found by name, address by DHCP",
+        "6.1",
+        _net(f"nfs://{NAME}{SINK}"),
+        quick=False,
+    ),
+    Trial(
+        "net-nfs3-6.1",
+        "a dump to an NFS 3 server, with production's static address",
+        "6.1",
+        _net(f"nfs://{NAME}{SINK}?vers=3", prepare=client.STATIC),
+        quick=False,
+    ),
+    Trial(
+        "net-vlan-6.1",
+        "a dump by NFS over a VLAN on a bond of two cards, one of which leads nowhere",
+        "6.1",
+        _net(f"nfs://192.168.78.1{SINK}", prepare=client.STACKED),
+        quick=False,
+    ),
+    Trial(
+        "net-ssh-6.1",
+        "a dump by OpenSSH with a key to a known host",
+        "6.1",
+        _net(f"ssh://root@{NAME}{SINK}", *client.KNOWN),
+        quick=False,
+    ),
+    Trial(
+        "net-https-6.1",
+        "a dump by HTTPS PUT with a token, to a server of a private authority",
+        "6.1",
+        _net(f"https://{NAME}/dumps/", *client.WEB),
+        quick=False,
+    ),
+    Trial(
+        "net-signed-6.1",
+        "a dump to signed addresses of an object store that wants to know the length, over IPv6",
+        "6.1",
+        _net(client.SIGNED),
+        quick=False,
+    ),
+    Trial(
+        "net-faults-6.1",
+        "no DHCP answer, a server that is down, a wrong host key, a bad certificate: the dump is on "
+        "the local disk, and the ladder has each reason",
+        "6.1",
+        _net(
+            f"http://10.9.9.1/dumps/ nfs://192.168.77.99{SINK} "
+            f"ssh://root@{NAME}:{WRONG_HOST_PORT}{SINK} "
+            f"https://{NAME}:{BAD_CERTIFICATE_PORT}/dumps/ {LOCAL}",
+            *client.KNOWN,
+            *client.WEB[:2],
+            *("--network-timeout", "15", "--target-timeout", "30"),
+            net="fails",
+            prepare=client.LOST_DHCP,
+            net_reasons=(
+                "no DHCP answer",
+                "cannot mount",
+                "Host key verification failed",
+                "certificate",
+            ),
+        ),
+        quick=False,
+    ),
+    Trial(
+        "net-stalls-6.1",
+        "SSH, HTTPS and NFS servers that stop answering in the middle: the dump is on the local disk, "
+        "and the ladder has each reason",
+        "6.1",
+        _net(
+            f"ssh://root@{NAME}{SINK} https://{NAME}/dumps/ nfs://{ADDRESSES[0]}{SINK} {LOCAL}",
+            *client.KNOWN,
+            *client.WEB,
+            *("--stall-timeout", "30", "--target-timeout", "30"),
+            net="stalls",
+            net_reasons=("", "", ""),
+        ),
+        quick=False,
+    ),
+)
