@@ -88,6 +88,7 @@ network_device() {
       return 1
     }
   fi
+  # shellcheck disable=SC2153  # it is another one
   [ "$TARGET_NET_MTU" = 1500 ] || bounded 10 ip link set "$NET_DEVICE" mtu "$TARGET_NET_MTU"
   network_ready "$NET_DEVICE"
 }

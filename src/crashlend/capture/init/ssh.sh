@@ -37,6 +37,7 @@ ssh_room() {
 }
 
 ssh_begin() {
+  # shellcheck disable=SC2016  # for the shell on the other side
   SSH_PLACE=$(ssh_sh 60 "umask 077; base=$(ssh_quote "$TARGET_PATH/$1")"'
     until mkdir "$base$n"; do
       n=$((${n:-0} - 1))
@@ -53,7 +54,9 @@ ssh_begin() {
 # ssh_put FILE AS: renamed there only when all of it has come.
 ssh_put() {
   [ -z "$PIPE_LOST" ] || return 1
-  ssh_sh 120 "umask 077; file=$(ssh_quote "$SSH_PLACE/$2") size=$(size_of "$1")"'
+  size=$(size_of "$1")
+  # shellcheck disable=SC2016  # for the shell on the other side
+  ssh_sh 120 "umask 077; file=$(ssh_quote "$SSH_PLACE/$2") size=$size"'
     cat >"$file.incomplete" && { sync "$file.incomplete" || sync; } 2>/dev/null &&
       [ "$(wc -c <"$file.incomplete")" -eq "$size" ] && mv "$file.incomplete" "$file"' <"$1" && return 0
   fail "$TARGET_SPEC: cannot save $2: $(network_why "$TMP/ssh.log")"
@@ -61,6 +64,7 @@ ssh_put() {
 }
 
 ssh_sink() {
+  # shellcheck disable=SC2016  # for the shell on the other side
   exec ssh -F "$TARGET_SSH_CONFIG" -o "HostName=$SERVER" -o "ConnectTimeout=$TARGET_TIMEOUT" \
     -o "ServerAliveInterval=$((STALL_TIMEOUT / 4 + 1))" target \
     "sh -c $(ssh_quote "umask 077; file=$(ssh_quote "$SSH_PLACE/vmcore.flat")"'
@@ -73,6 +77,7 @@ ssh_sink() {
 ssh_dump() {
   pipe_dump ssh_sink "$@" || return 1
   bytes=$(tail -n 1 "$TMP/sink.out" | tr -cd 0-9)
+  # shellcheck disable=SC2016  # for the shell on the other side
   if ! ssh_sh 120 "file=$(ssh_quote "$SSH_PLACE/vmcore.flat")"'
     mv "$file.incomplete" "$file" && sync' </dev/null; then
     WHY="$TARGET_SPEC: cannot rename the dump: $(network_why "$TMP/ssh.log")"
