@@ -86,7 +86,7 @@ check: .venv/.dev ## linters and types
 	$(BIN)/mypy
 	@if command -v shellcheck >/dev/null; then \
 	  shellcheck -S warning -s dash tools/*.sh .ci/run src/crashlend/lab/guestfiles/observe src/crashlend/lab/system/guest/*.sh && \
-	  $(BIN)/python -c 'import sys; from crashlend.capture.script import KINDS, script; sys.stdout.buffer.write(script(KINDS))' | \
+	  $(BIN)/python -c 'import sys; from crashlend.capture.script import KINDS, PARTS, script; sys.stdout.buffer.write(script(KINDS, PARTS))' | \
 	    shellcheck -S warning -s dash -; fi
 
 bare: ## check and test in a minimal Debian 12 (debootstrap; needs root)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from crashlend.capture.script import KINDS, script
+from crashlend.capture.script import KINDS, PARTS, script
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -29,7 +29,7 @@ def shell(text: str, cwd: Path) -> str:
 
     TMP, ETC and LOG are in ``cwd``; programs in ``cwd``/bin come first.
     """
-    (cwd / "init").write_bytes(script(KINDS))
+    (cwd / "init").write_bytes(script(KINDS, PARTS))
     setup = (
         f". ./init; defaults; TMP=$PWD LOG=$PWD/log ETC=$PWD MOUNTPOINT=$PWD/target PATH={cwd}/bin"
     )

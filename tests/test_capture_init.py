@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from capture_shell import BUSYBOX, STUBS, needs_busybox, shell
-from crashlend.capture import initramfs
+from crashlend.capture import tools
 from crashlend.capture.initramfs import load_archive
 from crashlend.capture.script import KINDS, script
 from crashlend.errors import CrashlendError
@@ -200,7 +200,7 @@ def test_file_systems_are_found_by_uuid_and_label(tmp_path: Path) -> None:
 def test_this_hosts_busybox_has_every_applet() -> None:
     assert BUSYBOX is not None
     listed = subprocess.run([BUSYBOX, "--list"], capture_output=True, check=True, text=True)
-    assert {*initramfs.APPLETS.split()} <= {*listed.stdout.split()}
+    assert {*tools.APPLETS.split()} <= {*listed.stdout.split()}
 
 
 @pytest.mark.skipif(shutil.which("shellcheck") is None, reason="shellcheck is not installed")

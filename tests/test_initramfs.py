@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from crashlend.capture import initramfs
+from crashlend.capture import tools
+from crashlend.capture.compression import best_compression, kernel_config
 from crashlend.capture.initramfs import CaptureSpec, build_initramfs
 from crashlend.capture.modules import Want
 from crashlend.capture.script import script
@@ -34,7 +35,7 @@ def root(tmp_path: Path) -> Path:
     """A host with stand-ins for busybox, makedumpfile and one module."""
     root = tmp_path / "root"
     for path, data in {
-        "bin/busybox": static_elf(*initramfs.APPLETS.split(), "ls"),
+        "bin/busybox": static_elf(*tools.APPLETS.split(), "ls"),
         "usr/bin/makedumpfile": static_elf(),
         f"lib/modules/{RELEASE}/kernel/ext4.ko.xz": lzma.compress(b"ext4 module"),
         f"lib/modules/{RELEASE}/modules.dep": b"kernel/ext4.ko.xz:\n",
@@ -110,8 +111,8 @@ def test_compression_is_what_the_kernel_unpacks(root: Path) -> None:
     (root / "proc/sys/kernel/osrelease").write_text(RELEASE + "\n")
     (root / "proc/config.gz").write_bytes(gzip.compress(b"CONFIG_RD_XZ=y\n"))
     (root / f"boot/config-{RELEASE}").unlink()
-    assert initramfs.best_compression(initramfs.kernel_config(root, RELEASE)) == "xz"
-    assert initramfs.kernel_config(root, "other") == {}
+    assert best_compression(kernel_config(root, RELEASE)) == "xz"
+    assert kernel_config(root, "other") == {}
 
 
 @pytest.mark.parametrize("path", ["bin/busybox", "usr/bin/makedumpfile"])

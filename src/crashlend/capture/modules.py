@@ -28,20 +28,28 @@ _ZSTD_TIMEOUT_SECONDS = 60
 
 @dataclass(frozen=True)
 class Want:
-    """A module wanted by name or alias, and why. Optional ones may be missing everywhere."""
+    """A module wanted by name or alias, and why. Optional ones may be missing everywhere.
+
+    ``chain`` are the reasons that lead to this one, the first one first.
+    """
 
     name: str
     why: str
     optional: bool = False
+    chain: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Module:
-    """A module to insert: its name with ``_``, its file and why it is there."""
+    """A module to insert: its name with ``_``, its file and why it is there.
+
+    ``chain`` are the reasons before that one, the first one first.
+    """
 
     name: str
     path: Path
     why: str
+    chain: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -98,25 +106,29 @@ class ModuleTree:
                     hint="install the package with this kernel's extra modules, and run depmod",
                 )
             for name in names:
-                self._visit(name, want.why, order, seen)
+                self._visit(name, (*want.chain, want.why), order, seen)
         return tuple(order.values())
 
-    def _visit(self, name: str, why: str, order: dict[str, Module], seen: set[str]) -> None:
+    def _visit(
+        self, name: str, chain: tuple[str, ...], order: dict[str, Module], seen: set[str]
+    ) -> None:
         # modules.dep lists all dependencies of a module, the deepest last
         for dependency in reversed(self.dependencies.get(name, ())):
-            self._insert(dependency, f"needed by {name}", order, seen)
-        self._insert(name, why, order, seen)
+            self._insert(dependency, (*chain, f"needed by {name}"), order, seen)
+        self._insert(name, chain, order, seen)
 
-    def _insert(self, name: str, why: str, order: dict[str, Module], seen: set[str]) -> None:
+    def _insert(
+        self, name: str, chain: tuple[str, ...], order: dict[str, Module], seen: set[str]
+    ) -> None:
         if name in seen:
             return
         seen.add(name)  # at once: soft dependencies may go in circles
         soft = self.softdeps.get(name, SoftDependencies())
         for found in (module for wanted in soft.pre for module in self.lookup(wanted)):
-            self._visit(found, f"wanted before {name}", order, seen)
-        order[name] = Module(name, self.directory / self.files[name], why)
+            self._visit(found, (*chain, f"wanted before {name}"), order, seen)
+        order[name] = Module(name, self.directory / self.files[name], chain[-1], chain[:-1])
         for found in (module for wanted in soft.post for module in self.lookup(wanted)):
-            self._visit(found, f"wanted after {name}", order, seen)
+            self._visit(found, (*chain, f"wanted after {name}"), order, seen)
 
 
 def normalize(name: str) -> str:

@@ -25,6 +25,8 @@ KINDS = {
     "ssh": ("network", "pipe", "ssh"),
     "http": ("network", "pipe", "http"),
 }
+# What a target may take besides (Target.parts).
+PARTS = ("stack",)
 _INTERPRETER = b"#!/bin/sh\n"
 
 

@@ -1,8 +1,13 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-# A local file system as target. Its variables: TARGET_DEVICE, _FSTYPE, _OPTIONS, _PATH.
+# A local file system as target. Its variables: TARGET_DEVICE, _FSTYPE, _OPTIONS, _PATH,
+# _STACK (see stack.sh; empty for disks and partitions).
 
 fs_open() {
   began=$(now)
+  # only /init for a stack has that part
+  if [ -n "${TARGET_STACK:-}" ]; then
+    stack_up || return 1
+  fi
   until device=$(find_target_device) && [ -n "$device" ]; do
     if [ $(($(now) - began)) -ge $((TARGET_TIMEOUT * 100)) ]; then
       fail "the dump target $TARGET_SPEC did not appear within $TARGET_TIMEOUT s"
@@ -23,4 +28,7 @@ fs_room() { directory_room; }
 fs_begin() { directory_begin "$@"; }
 fs_put() { directory_put "$@"; }
 fs_dump() { directory_dump "$@"; }
-fs_close() { directory_close; }
+fs_close() {
+  directory_close
+  [ -z "${TARGET_STACK:-}" ] || stack_down
+}

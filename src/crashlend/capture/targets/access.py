@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""What network targets are reached with: the settings about keys, certificates and addresses."""
+"""What targets are reached with: the settings about keys, certificates and addresses."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 class Access:
     """Files by their path on the host; "" where the usual ones will do. Times in seconds."""
 
+    key_file: str = ""  # of LUKS devices for which crypttab names none
     ssh_key: str = ""
     ssh_known_hosts: str = ""
     http_ca: str = ""

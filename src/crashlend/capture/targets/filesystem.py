@@ -8,15 +8,17 @@ or label where it has one.
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from crashlend.capture.hosttree import follow, read_text
+from crashlend.capture.hosttree import follow
 from crashlend.capture.libraries import resolve
 from crashlend.capture.modules import Want
+from crashlend.capture.targets.access import Access
 from crashlend.capture.targets.mounts import holder, inside, read_mounts
+from crashlend.capture.targets.stack import find_way
 from crashlend.capture.targets.superblocks import read_superblock
 from crashlend.capture.targets.target import DISK_HINT, Target
-from crashlend.capture.targets.way import device_wants
 from crashlend.errors import CrashlendError
 
 if TYPE_CHECKING:
@@ -25,22 +27,25 @@ if TYPE_CHECKING:
     from crashlend.capture.targets.mounts import Mount
     from crashlend.capture.targets.superblocks import FileSystem
 
-SUPPORTED = ("ext4", "xfs")
+SUPPORTED = ("ext4", "xfs", "btrfs")
+# btrfs is mounted from its top, whichever subvolume production has where: paths are from there
+_OPTIONS = {"btrfs": "subvolid=5"}
 
 
-def find_filesystem(root: Path, spec: str, path: str) -> Target:
-    """The file system ``spec`` (``UUID=…``, ``LABEL=…``, a device) as a target.
+def find_filesystem(root: Path, spec: str, path: str, access: Access) -> Target:
+    """The file system ``spec`` (``UUID=…``, ``LABEL=…``, ``PARTUUID=…``, a device) as a target.
 
     ``spec`` may be "": then it is the file system that holds ``path``, which else is the
-    directory inside. Raises CrashlendError when it does not exist or could not be reached.
+    directory inside (of btrfs: from its top, not from a subvolume). ``access`` may name the key file
+    of LUKS devices for which /etc/crypttab names none. Raises CrashlendError when it does not exist or could not be
+    reached.
     """
     if not path.startswith("/"):
         raise CrashlendError("cannot use the dump target", f"path {path} is not absolute")
     mounts = read_mounts(root)
     if spec:
         name = _device_of(root, spec)
-        number = read_text(follow(root, root / "sys/class/block" / name) / "dev")
-        mount = next((m for m in mounts if m.device == number), None)
+        mount = next((m for m in mounts if _name_of_mount(root, m) == name), None)
         directory = path
     else:
         real = "/" + str(resolve(root, path).relative_to(root))
@@ -53,35 +58,66 @@ def find_filesystem(root: Path, spec: str, path: str) -> Target:
         raise CrashlendError(
             f"cannot dump to /dev/{name}", f"file system {fstype or 'unknown'}", hint=DISK_HINT
         )
-    wants = (*device_wants(root, name), Want(f"fs-{fstype}", "file system of the dump target"))
-    return filesystem_target(_spec(root, name, superblock), fstype, directory, wants)
+    if superblock.devices > 1:
+        why = f"its btrfs is made of {superblock.devices} devices"
+        raise CrashlendError(f"cannot dump to /dev/{name}", why, hint=DISK_HINT)
+    found = _spec(root, name, superblock)
+    chain = (f"dump target {found} is {fstype} on /dev/{name}",)
+    way = find_way(root, name, key_file=access.key_file, chain=chain)
+    wants = (*way.wants, Want(f"fs-{fstype}", "file system of the dump target", chain=chain))
+    target = filesystem_target(found, fstype, directory, wants)
+    if not way.steps:
+        return target
+    return replace(
+        target,
+        variables={**target.variables, "TARGET_STACK": "\n".join(way.steps)},
+        programs=tuple(way.programs.values()),
+        files=tuple(way.files.values()),
+        parts=("stack",),
+        memory_bytes=way.memory_bytes,
+        notes=tuple(way.notes),
+    )
 
 
 def filesystem_target(spec: str, fstype: str, path: str, wants: tuple[Want, ...]) -> Target:
-    """A target of kind ``fs``: ``spec`` is what the crash kernel looks for."""
+    """A target of kind ``fs`` on a disk: ``spec`` is what the crash kernel looks for."""
     variables = {
         "TARGET_DEVICE": spec,
         "TARGET_FSTYPE": fstype,
-        "TARGET_OPTIONS": "",
+        "TARGET_OPTIONS": _OPTIONS.get(fstype, ""),
         "TARGET_PATH": path.rstrip("/"),
+        "TARGET_STACK": "",
     }
     return Target("fs", spec, variables, wants)
 
 
-def _device_of_mount(root: Path, mount: Mount) -> str:
+def _name_of_mount(root: Path, mount: Mount) -> str:
+    """The block device of a mount; "" where there is none."""
     device = follow(root, root / "sys/dev/block" / mount.device)
-    if not device.exists():
+    if device.exists():
+        return device.name
+    # btrfs mounts have numbers of their own (fs/btrfs/super.c: get_anon_bdev)
+    if mount.fstype == "btrfs" and mount.source.startswith("/dev/"):
+        name = resolve(root, mount.source).name
+        if follow(root, root / "sys/class/block" / name).exists():
+            return name
+    return ""
+
+
+def _device_of_mount(root: Path, mount: Mount) -> str:
+    name = _name_of_mount(root, mount)
+    if not name:
         raise CrashlendError(
             f"cannot dump to {mount.point}",
             f"it is {mount.fstype} from {mount.source}, not a file system on a disk",
             hint=DISK_HINT,
         )
-    return device.name
+    return name
 
 
 def _device_of(root: Path, target: str) -> str:
     kind, _, value = target.partition("=")
-    if kind in ("UUID", "LABEL") and value:
+    if kind in ("UUID", "LABEL", "PARTUUID") and value:
         link = f"/dev/disk/by-{kind.lower()}/{_udev_escape(value)}"
     elif target.startswith("/dev/"):
         link = target

@@ -19,33 +19,33 @@ if TYPE_CHECKING:
 
     from crashlend.capture.targets.target import Target
 
-Finder = Callable[["Path", str, str], "Target"]
-NetworkFinder = Callable[["Path", str, str, Access], "Target"]
+Finder = Callable[["Path", str, str, Access], "Target"]
 
 # What a word of the setting begins with, and who makes a target of it.
 FORMS: dict[str, Finder] = {
     "UUID=": find_filesystem,
     "LABEL=": find_filesystem,
+    "PARTUUID=": find_filesystem,
     "/dev/": find_filesystem,
     PREFIX: find_raw,
-}
-USUAL = Access()
-# An address that is itself a secret is in a file for root's eyes alone.
-FROM_FILE = "url:"
-NETWORK_FORMS: dict[str, NetworkFinder] = {
     "nfs://": find_nfs,
     "ssh://": find_ssh,
     "https://": find_http,
     "http://": find_http,
 }
+USUAL = Access()
+# What begins the address of a server.
+NETWORK_FORMS = ("nfs://", "ssh://", "https://", "http://")
+# An address that is itself a secret is in a file for root's eyes alone.
+FROM_FILE = "url:"
 
 
 def find_targets(root: Path, text: str, path: str, access: Access = USUAL) -> tuple[Target, ...]:
     """The targets that ``text`` names: words by blanks, quoted as in a shell where they hold some.
 
     ``text`` may be "": the file system that holds ``path``, the directory for dumps on targets
-    that are file systems; ``access`` is what targets on the network are reached with. Raises CrashlendError for what does not exist on the host below ``root``
-    or cannot be reached from a crash kernel.
+    that are file systems; ``access`` is what they are reached with. Raises CrashlendError for what
+    does not exist on the host below ``root`` or cannot be reached from a crash kernel.
     """
     try:
         words = shlex.split(text)
@@ -54,7 +54,7 @@ def find_targets(root: Path, text: str, path: str, access: Access = USUAL) -> tu
             f"cannot use the dump target {text}", str(error).lower(), hint="quote it as in a shell"
         ) from error
     if not words:
-        return (find_filesystem(root, "", path),)
+        return (find_filesystem(root, "", path, access),)
     return tuple(_find(root, word, path, access) for word in words)
 
 
@@ -63,20 +63,17 @@ def _find(root: Path, word: str, path: str, access: Access) -> Target:
         word = _address(root, word[len(FROM_FILE) :])
     for prefix, finder in FORMS.items():
         if word.startswith(prefix) and word != prefix:
-            return finder(root, word, path)
-    for prefix, network_finder in NETWORK_FORMS.items():
-        if word.startswith(prefix):
-            return network_finder(root, word, path, access)
+            return finder(root, word, path, access)
     raise CrashlendError(
         f"cannot use the dump target {word}",
         "unknown form",
-        hint=f"targets begin with {', '.join((*FORMS, *NETWORK_FORMS, FROM_FILE))}",
+        hint=f"targets begin with {', '.join((*FORMS, FROM_FILE))}",
     )
 
 
 def _address(root: Path, file: str) -> str:
     hint = "write the address of one dump target into it, such as https://HOST/PATH?SIGNATURE"
     text = read_secret(root, file, "the address of a dump target in", hint).decode(errors="replace")
-    if len(text.split()) != 1 or not text.startswith(tuple(NETWORK_FORMS)):
+    if len(text.split()) != 1 or not text.startswith(NETWORK_FORMS):
         raise CrashlendError(f"cannot use the dump target in {file}", "not an address", hint=hint)
     return text.strip()

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from crashlend.capture.hosttree import follow, read_text
 from crashlend.capture.libraries import resolve
 from crashlend.capture.rawdump import BLANK_BYTES, HEADER_BYTES, is_blank, is_marked
+from crashlend.capture.targets.access import Access
 from crashlend.capture.targets.target import Target
 from crashlend.capture.targets.way import device_wants
 from crashlend.errors import CrashlendError
@@ -26,8 +27,10 @@ SECTOR_BYTES = 512
 _LEAST_BYTES = 16 << 20
 
 
-def find_raw(root: Path, spec: str, path: str) -> Target:
-    """The device of ``raw:PARTUUID=…`` or ``raw:/dev/…`` as a target; ``path`` means nothing here.
+def find_raw(root: Path, spec: str, path: str, access: Access) -> Target:
+    """The device of ``raw:PARTUUID=…`` or ``raw:/dev/…`` as a target.
+
+    ``path`` and ``access`` mean nothing here.
 
     Raises CrashlendError when it does not exist, is in use, or holds what is not crashlend's.
     """

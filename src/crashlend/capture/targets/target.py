@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 
 # for errors about disks, whichever module finds them
 DISK_HINT = (
-    "set target to a file system of its own: UUID=…, LABEL=… or /dev/… (ext4 or xfs on a disk or "
-    "partition)"
+    "set target to a file system of its own: UUID=…, LABEL=…, PARTUUID=… or /dev/… (ext4, xfs or "
+    "btrfs on a disk, RAID1, LUKS or a plain LVM volume)"
 )
 
 
@@ -48,6 +48,8 @@ class Target:
     ``spec`` is how people name it. ``variables`` are what that part reads, by name (they all begin
     with ``TARGET_``); ``wants`` the kernel modules on the way, each with its reason; ``parts`` are
     further parts of init (``stack``, ``network``); ``says`` tells people what was decided for it.
+    ``memory_bytes`` is what reaching it takes at once (LUKS), 0 where that is nothing to speak of;
+    ``notes`` are what people should know.
     """
 
     kind: str
@@ -58,3 +60,5 @@ class Target:
     files: tuple[File, ...] = ()
     parts: tuple[str, ...] = ()
     says: str = ""
+    memory_bytes: int = 0
+    notes: tuple[str, ...] = ()

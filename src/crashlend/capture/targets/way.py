@@ -31,17 +31,19 @@ def memory_wants(root: Path) -> tuple[Want, ...]:
     return unique(wants)
 
 
-def device_wants(root: Path, name: str) -> tuple[Want, ...]:
-    """Modules on the way to the block device ``name`` (as in /sys/class/block), buses first."""
+def device_wants(root: Path, name: str, chain: tuple[str, ...] = ()) -> tuple[Want, ...]:
+    """Modules on the way to the block device ``name`` (as in /sys/class/block), buses first.
+
+    The device is a disk or a partition of one; what is made of other devices is stack.py's.
+    Raises CrashlendError where there is no hardware behind it.
+    """
     device = follow(root, root / "sys/class/block" / name)
     if (device / "partition").exists():
         device = device.parent
-    why = f"dump target /dev/{name}"
+        chain = (*chain, f"/dev/{name} is a partition of /dev/{device.name}")
     if any((device / "slaves").glob("*")) or (device / "dm").exists():
         raise CrashlendError(
-            f"cannot dump to /dev/{name}",
-            "it is made of other devices (LVM, RAID, encryption), which is not supported yet",
-            hint=DISK_HINT,
+            f"cannot dump to /dev/{name}", "it is made of other devices", hint=DISK_HINT
         )
     # with nvme_core.multipath=Y some disks hang below a virtual "subsystem" with their controllers
     if device.parent.name.startswith("nvme-subsys"):
@@ -53,23 +55,27 @@ def device_wants(root: Path, name: str) -> tuple[Want, ...]:
         raise CrashlendError(
             f"cannot dump to /dev/{name}", "it is a virtual block device", hint=DISK_HINT
         )
-    wants = [want for start in starts for want in walk_up(root, start, why)]
+    why = f"dump target /dev/{name}"
+    wants = [want for start in starts for want in walk_up(root, start, why, chain)]
     return unique(wants)
 
 
-def walk_up(root: Path, device: Path, why: str) -> list[Want]:
+def walk_up(root: Path, device: Path, why: str, chain: tuple[str, ...] = ()) -> list[Want]:
     """The modules of every driver from ``device`` (in /sys/devices) up, buses first."""
     wants: list[Want] = []
     top = follow(root, root / "sys/devices")
     while device != top and top in device.parents:
         driver = follow(root, device / "driver")
         module = follow(root, driver / "module")
-        if module.is_dir():
-            wants.append(Want(module.name, f"driver {driver.name} of {why}"))
-        elif driver.is_dir() and read_text(device / "modalias"):
-            # built in here, but the crash kernel may be another one
-            alias = read_text(device / "modalias")
-            wants.append(Want(alias, f"driver {driver.name} of {why}", optional=True))
+        if driver.is_dir():
+            reason = f"driver {driver.name} of {why}"
+            here = (*chain, f"device {device.relative_to(top)}")
+            if module.is_dir():
+                wants.append(Want(module.name, reason, chain=here))
+            elif read_text(device / "modalias"):
+                # built in here, but the crash kernel may be another one
+                alias = read_text(device / "modalias")
+                wants.append(Want(alias, reason, optional=True, chain=here))
         device = device.parent
     return wants[::-1]  # buses first
 
