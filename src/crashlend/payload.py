@@ -48,9 +48,14 @@ def find_kernel(settings: Settings, release: str, root: Path = Path("/")) -> Pat
 
 
 def read_files(
-    kernel_path: Path, initramfs_path: Path, *, threads: bool = False, notes: tuple[str, ...] = ()
+    kernel_path: Path,
+    initramfs_path: Path,
+    *,
+    threads: bool = False,
+    notes: tuple[str, ...] = (),
+    target_bytes: int = 0,
 ) -> Files:
-    """Read both files and the image's header; ``threads`` and ``notes`` are the payload's."""
+    """Read both files and the image's header; the rest is the payload's (plan.py)."""
     kernel = _read(kernel_path, "the kernel image", KERNEL_HINT)
     initramfs = _read(initramfs_path, "the initramfs", INITRAMFS_HINT)
     try:
@@ -66,7 +71,7 @@ def read_files(
         kernel,
         initramfs_path,
         initramfs,
-        Payload(image, len(initramfs), threads, notes),
+        Payload(image, len(initramfs), threads, notes, target_bytes),
     )
 
 

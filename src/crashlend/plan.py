@@ -24,6 +24,7 @@ from crashlend.lenders.combined import make_offer
 from crashlend.lenders.unasked import hands_over_ranges
 from crashlend.quiesce import Quiesce, parse_quiesce, plan_quiesce, quiesce_notes
 from crashlend.ranges import Ranges, align_up
+from crashlend.sizes import MIB, mib
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -41,6 +42,8 @@ KERNELS_PURGATORY = (
     "kexec_file_load: the kernel's own purgatory runs, which keeps no record, does not wait, and "
     "hangs where crashlend's would reset the machine"
 )
+# What a crash kernel, its tables and the tools of the capture take of its memory (docs/initramfs.md)
+KERNELS_SHARE_BYTES = 160 * MIB
 CORE_HEADER_WORD = "elfcorehdr={:#x}"
 
 
@@ -49,13 +52,15 @@ class Payload:
     """The crash kernel image and the capture initramfs, as far as planning needs them.
 
     ``threads``: the capture writes the dump with as many threads as it has CPUs. ``notes`` is what
-    people must know of its programs.
+    people must know of its programs. ``target_bytes``: memory that reaching the dump target takes at
+    once (LUKS).
     """
 
     image: BzImage
     initramfs_bytes: int
     threads: bool = False
     notes: tuple[str, ...] = ()
+    target_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -241,6 +246,7 @@ def _complete(plan: Plan, facts: Facts, settings: Settings, payload: Payload) ->
             *plan.notes,
             *cpus.notes,
             *payload.notes,
+            *_target_notes(payload, ram.size),
             *arch.firmware_notes(facts, payload.image),
             *lowmem.warnings(ram, facts.narrow_devices),
         ),
@@ -293,6 +299,7 @@ def _complete_file(
             *plan.notes,
             *cpus.notes,
             *payload.notes,
+            *_target_notes(payload, ram.size),
             KERNELS_PURGATORY,
             *lowmem.warnings(ram, facts.narrow_devices),
         ),
@@ -302,6 +309,17 @@ def _complete_file(
 
 def _ram(memory_map: Sequence[MapEntry], kind: str) -> Ranges:
     return Ranges((e.start, e.end) for e in memory_map if e.kind == kind)
+
+
+def _target_notes(payload: Payload, ram_bytes: int) -> tuple[str, ...]:
+    """Whether the crash kernel could open the dump target with its memory."""
+    if not payload.target_bytes or ram_bytes >= payload.target_bytes + KERNELS_SHARE_BYTES:
+        return ()
+    return (
+        f"opening the dump target takes {mib(payload.target_bytes)} at once, and the crash kernel has "
+        f"{mib(ram_bytes)} in all, of which it needs much itself: lend more, or convert the key slot "
+        "(cryptsetup luksConvertKey --pbkdf-memory)",
+    )
 
 
 def _costs(plan: Plan, ram: Ranges) -> Costs:

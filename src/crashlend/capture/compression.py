@@ -5,18 +5,22 @@ from __future__ import annotations
 
 import gzip
 import lzma
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Optional
 
+from crashlend.capture.cache import cache_key, read_cached, write_cached
 from crashlend.formats import newc
 from crashlend.formats.elf import is_elf
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
     from pathlib import Path
 
 # The dictionary is memory that the crash kernel needs while it unpacks (XZ_DYNALLOC).
 _XZ_DICTIONARY_BYTES_MAX = 8 << 20
 _XZ_DICTIONARY_BYTES_MIN = 64 << 10
+# lc=4 saves some KiB, on code as on relocations. A change of these words is another cache.
+_XZ_WORDS = {"preset": 9 | lzma.PRESET_EXTREME, "lc": 4}
+_X86 = {"id": lzma.FILTER_X86}
 
 
 class Packed(NamedTuple):
@@ -27,22 +31,29 @@ class Packed(NamedTuple):
     compression: str
 
 
-def pack(members: Iterable[newc.Member], config: Mapping[str, str]) -> Packed:
+def pack(
+    members: Iterable[newc.Member], config: Mapping[str, str], cache: Optional[Path] = None
+) -> Packed:
     """The members as what a kernel with these CONFIG_ options unpacks, programs in an archive apart.
 
     The kernel unpacks one archive after the other (init/initramfs.c: unpack_to_rootfs). Machine code
     takes less behind a filter that makes jumps to one place alike (BCJ, since Linux 2.6.38); in
-    modules, whose jumps are not linked yet, it would do harm.
+    modules, whose jumps are not linked yet, it would do harm. ``cache`` is a directory (cache.py).
     """
-    members = list(members)
     compression = best_compression(config)
-    if compression != "xz" or config.get("CONFIG_XZ_DEC_X86") != "y":
-        unpacked = newc.build(members)
-        return Packed(_compress(unpacked, compression), len(unpacked), compression)
-    parts = ([m for m in members if not _is_program(m)], [m for m in members if _is_program(m)])
-    archives = [newc.build(part) for part in parts if part]
-    filters: tuple[list[dict[str, int]], ...] = ([], [{"id": lzma.FILTER_X86}])
-    data = b"".join(_xz(archive, more) for archive, more in zip(archives, filters))
+    apart = compression == "xz" and config.get("CONFIG_XZ_DEC_X86") == "y"
+    parts: tuple[list[newc.Member], list[newc.Member]] = ([], [])
+    for member in members:
+        parts[apart and _is_program(member)].append(member)
+    archives = [newc.build(part) for part in parts]
+    how = f"{compression} {_XZ_WORDS}"
+    key = cache_key(how, archives) if cache else ""
+    data = read_cached(cache, key) if cache else None
+    if data is None:
+        pairs = zip(archives, ((), (_X86,)))
+        data = b"".join(_compress(archive, compression, more) for archive, more in pairs if archive)
+        if cache:
+            write_cached(cache, key, data)
     return Packed(data, sum(map(len, archives)), compression)
 
 
@@ -84,16 +95,12 @@ def _is_program(member: newc.Member) -> bool:
     return is_elf(member.data) and not member.path.endswith(".ko")
 
 
-def _compress(data: bytes, compression: str) -> bytes:
-    return gzip.compress(data, 9, mtime=0) if compression == "gzip" else _xz(data, [])
-
-
-def _xz(data: bytes, filters: list[dict[str, int]]) -> bytes:
+def _compress(data: bytes, compression: str, filters: Sequence[Mapping[str, int]]) -> bytes:
+    if compression == "gzip":
+        return gzip.compress(data, 9, mtime=0)
     size = _XZ_DICTIONARY_BYTES_MIN
     while size < min(len(data), _XZ_DICTIONARY_BYTES_MAX):
         size *= 2
     # The kernel's decoder knows no other check than CRC32 (Documentation/staging/xz.rst).
-    # lc=4 saves some KiB, on code as on relocations.
-    best = 9 | lzma.PRESET_EXTREME
-    lzma2 = {"id": lzma.FILTER_LZMA2, "preset": best, "dict_size": size, "lc": 4}
+    lzma2 = {"id": lzma.FILTER_LZMA2, "dict_size": size, **_XZ_WORDS}
     return lzma.compress(data, lzma.FORMAT_XZ, lzma.CHECK_CRC32, filters=[*filters, lzma2])

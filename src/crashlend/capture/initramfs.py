@@ -75,10 +75,10 @@ class Initramfs:
     entries: tuple[Entry, ...]
 
 
-def build_initramfs(root: Path, spec: CaptureSpec) -> Initramfs:
+def build_initramfs(root: Path, spec: CaptureSpec, cache: Optional[Path] = None) -> Initramfs:
     """Collect and compress the capture initramfs from the host's files below ``root``.
 
-    Raises CrashlendError when a tool, a library or a module is missing, with the package to
+    ``cache``: a directory for compressed results (cache.py). Raises CrashlendError when a tool, a library or a module is missing, with the package to
     install where that is known.
     """
     contents = Contents()
@@ -113,7 +113,7 @@ def build_initramfs(root: Path, spec: CaptureSpec) -> Initramfs:
     )
     contents.add(newc.regular("etc/crashlend/capture.conf", settings), "settings")
 
-    packed = pack(contents.members.values(), config)
+    packed = pack(contents.members.values(), config, cache)
     entries = tuple(sorted(contents.entries, key=lambda entry: entry.path))
     return Initramfs(*packed, entries)
 

@@ -155,8 +155,15 @@ def find_module_directory(root: Path, release: str) -> Path:
     raise CrashlendError(
         f"cannot find the modules of {release}",
         f"{root / 'lib/modules' / release} does not exist",
-        hint="name an installed kernel",
+        hint=_installed_hint(root),
     )
+
+
+def _installed_hint(root: Path) -> str:
+    found = {path.parent.name for path in root.glob("lib/modules/*/modules.dep")}
+    found |= {path.parent.name for path in root.glob("usr/lib/modules/*/modules.dep")}
+    known = f"; there are {', '.join(sorted(found))}" if found else ""
+    return f"install that kernel's package with its modules, or name an installed kernel{known}"
 
 
 def read_module_tree(directory: Path) -> ModuleTree:

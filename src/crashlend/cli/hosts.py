@@ -8,6 +8,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Callable, Optional
 
 from crashlend import config
+from crashlend.capture import cache
 from crashlend.capture.initramfs import CaptureSpec, build_initramfs
 from crashlend.capture.makedumpfile_probe import look_at
 from crashlend.capture.targets.access import Access
@@ -41,7 +42,7 @@ ACCESS = (
 CAPTURE = (
     *("dump_level", "allow_missing_user_data", "target", "path", "final_action", "hooks"),
     *("total_timeout", "target_timeout", "stall_timeout", "dump_timeout", "hook_timeout"),
-    *("watchdog_timeout", "pstore"),
+    *("watchdog_timeout", "pstore", "key_file"),
     *ACCESS,
 )
 
@@ -75,6 +76,7 @@ def capture_spec(settings: config.Settings, release: str, root: Path) -> Capture
         dump_timeout=settings.dump_timeout,
         watchdog_timeout=settings.watchdog_timeout,
         pstore=settings.pstore,
+        append=f"{settings.append} {settings.cmdline}",
     )
 
 
@@ -86,15 +88,27 @@ def files_getter(settings: config.Settings, say: Callable[[str], None]) -> Calla
         if settings.initramfs:
             return read_files(kernel, Path(settings.initramfs))
         say("building the capture initramfs")
-        built = build_initramfs(Path("/"), capture_spec(settings, release, Path("/")))
+        spec = capture_spec(settings, release, Path("/"))
+        built = build_initramfs(Path("/"), spec, cache.DIRECTORY)
         with TemporaryDirectory(prefix="crashlend-") as directory:
             path = Path(directory) / f"initramfs-{release}"
             path.write_bytes(built.data)
             known = look_at(Path("/"), release)
             threads, notes = (known.threads, known.notes) if known else (False, ())
-            return read_files(kernel, path, threads=threads, notes=notes)
+            return read_files(
+                kernel,
+                path,
+                threads=threads,
+                notes=(*notes, *target_notes(spec)),
+                target_bytes=max((target.memory_bytes for target in spec.targets), default=0),
+            )
 
     return get
+
+
+def target_notes(spec: CaptureSpec) -> tuple[str, ...]:
+    """What people should know of the targets."""
+    return tuple(note for target in spec.targets for note in target.notes)
 
 
 def files_if_any(

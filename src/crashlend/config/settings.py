@@ -73,6 +73,13 @@ class Settings:
         unset="the file system that holds the setting path",
     )
     path: str = _setting("/var/crash", AbsolutePath(), "the directory for dumps on the target")
+    key_file: str = _setting(
+        "",
+        AbsolutePath(),
+        "the key file that opens the target's LUKS device in the crash kernel; it is put into the capture "
+        "initramfs",
+        unset="what /etc/crypttab names for that device",
+    )
     ssh_key: str = _setting(
         "",
         AbsolutePath(),

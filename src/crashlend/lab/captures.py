@@ -39,6 +39,10 @@ TARGET = filesystem_target(
 )
 
 
+# What takes busybox's place in a capture, as on hosts that have none.
+OWN_TOOLS = ("coreutils", "dash", "grep", "kmod", "mount", "sed", "util-linux")
+
+
 def build_capture(
     kernel: Kernel,
     hooks: Path,
@@ -46,17 +50,19 @@ def build_capture(
     *,
     disk: str = "virtio",
     fault: CaptureFault | None = None,
+    own_tools: bool = False,
 ) -> Path:
     """The capture initramfs for ``kernel`` with the trial's hooks; built once, then cached.
 
     ``disk``: the bus of the lab's own disk, a key of ``guest.DISK_MODULES``. ``fault``: what is to go
-    wrong in it.
+    wrong in it. ``own_tools``: from a tree without busybox.
     """
     fault = fault or CaptureFault()
+    packages = OWN_TOOLS if own_tools else ()
     more = tuple(Want(name, "the lab's disk") for name in DISK_MODULES[disk])
     target = replace(TARGET, wants=(*TARGET.wants, *more))
     key = hashlib.sha256(build_root(kernel, say).name.encode())
-    key.update(f"{disk} {HOOK_SECONDS} {fault}".encode())
+    key.update(f"{disk} {HOOK_SECONDS} {fault} {packages}".encode())
     for package in ("crashlend.capture", "crashlend.formats"):
         with as_file(files(package)) as directory:
             for path in sorted(directory.rglob("*")):
@@ -72,7 +78,10 @@ def build_capture(
             say(f"building the capture initramfs for {kernel.release}")
             with tempfile.TemporaryDirectory(prefix="crashlend-") as directory:
                 root = Path(directory)
-                fill_root(root, kernel, userland(kernel, say))
+                fill_root(root, kernel, userland(kernel, say, packages))
+                if own_tools:
+                    for busybox in root.glob("usr/bin/busybox*"):
+                        busybox.unlink()
                 for name, text in fault.sysfs.items():
                     (root / name).parent.mkdir(parents=True, exist_ok=True)
                     (root / name).write_text(text)
@@ -91,13 +100,18 @@ def build_capture_for(kernel: Kernel, say: Say = silent) -> Path:
 
 
 def lay_out_hooks(
-    tree: Path, *, victim: bool = False, speed: bool = False, fault: CaptureFault | None = None
+    tree: Path,
+    *,
+    victim: bool = False,
+    speed: bool = False,
+    copy: bool = False,
+    fault: CaptureFault | None = None,
 ) -> Path:
     """Put the lab's hooks into ``tree``/hooks as the product wants them; return that directory.
 
     ``victim``: with the one that looks for late DMA in the crash kernel's own memory; ``speed``: with
-    the one that writes the dump again and again; ``fault``: with its own, after the one that tells
-    that the crash kernel is up.
+    the one that writes the dump again and again; ``copy``: with the one that copies it to the lab's
+    own disk; ``fault``: with its own, after the one that tells that the crash kernel is up.
     """
     with as_file(files("crashlend.lab").joinpath("guestfiles")) as guestfiles:
         for kind in ("pre", "post"):
@@ -108,6 +122,9 @@ def lay_out_hooks(
         if victim:
             shutil.copy(guestfiles / "victim-hook", tree / "hooks/pre.d/60-victim")
             (tree / "hooks/pre.d/60-victim").chmod(0o755)
+        if copy:
+            shutil.copy(guestfiles / "copy-hook", tree / "hooks/post.d/40-copy")
+            (tree / "hooks/post.d/40-copy").chmod(0o755)
         if speed:
             shutil.copy(guestfiles / "speed-hook", tree / "hooks/post.d/60-speed")
             (tree / "hooks/post.d/60-speed").chmod(0o755)

@@ -136,17 +136,17 @@ def userland_suite(kernel: Kernel) -> str:
     return "sid" if kernel.suite == "experimental" else kernel.suite.removesuffix("-backports")
 
 
-def build_root(kernel: Kernel, say: Say = silent, packages: Sequence[str] = ()) -> Path:
+def build_root(kernel: Kernel, say: Say = silent, more: Sequence[str] = ()) -> Path:
     """The production guest's root file system: a sparse ext4 image labelled ``crashlend-root``.
 
-    ``packages`` are there beside the usual userland. Fetches what is missing. Takes some ten seconds
-    the first time, then less than one.
+    Fetches what is missing. Takes some ten seconds the first time, then less than one. ``more``:
+    packages beyond :data:`USERLAND`.
 
     Raises:
         CrashlendError: a tool or a package is missing, or the archive cannot be reached.
 
     """
-    debs = userland(kernel, say, packages)
+    debs = userland(kernel, say, more)
     key = _key("root", kernel, *(deb.name for deb in debs), *sorted(_FILES.values()), _APPLETS)
     image = cache_directory() / "roots" / f"{kernel.release}-{key}.ext4"
     with locked(cache_directory() / "roots" / "lock", say):
@@ -310,10 +310,10 @@ def read_module(path: Path) -> bytes:
     return path.read_bytes()
 
 
-def userland(kernel: Kernel, say: Say, packages: Sequence[str] = ()) -> list[Path]:
-    """The guest's packages, fetched: those of :data:`USERLAND`, ``packages``, what they depend on."""
+def userland(kernel: Kernel, say: Say, more: Sequence[str] = ()) -> list[Path]:
+    """The guest's packages, fetched: :data:`USERLAND`, ``more``, and what they depend on."""
     suite = Suite(userland_suite(kernel), say)
-    names = [*USERLAND, *packages]
+    names = [*USERLAND, *more]
     extra: list[Path] = []
     if kernel.suite.endswith("-backports"):
         # makedumpfile must not be older than the kernel, and backports has none. apt says whether

@@ -49,11 +49,15 @@ class LostVmError(CrashlendError):
 
 @dataclass(frozen=True)
 class Disk:
-    """A raw image on a bus (virtio or ide), and whether changes are kept."""
+    """A raw image on a bus (virtio, ide, nvme or ahci), and whether changes are kept.
+
+    ``name``: what QEMU calls its device, for those that may be unplugged, and for nvme and ahci.
+    """
 
     image: Path
     bus: str = "virtio"
     kept: bool = True
+    name: str = ""
 
 
 @dataclass(frozen=True)
@@ -117,11 +121,13 @@ class Machine:
             argv += ["-device", f"pc-dimm,id=d{index},memdev=dimm{index}"]
         for disk in self.disks:
             # results must be on the disk when the guest says so; speed comes from the page cache
+            bus = "none" if disk.name else disk.bus
             argv += [
                 "-drive",
-                f"file={disk.image},format=raw,if={disk.bus},cache=unsafe,"
-                f"snapshot={'off' if disk.kept else 'on'}",
+                f"file={disk.image},format=raw,if={bus},cache=unsafe,"
+                f"snapshot={'off' if disk.kept else 'on'}" + f",id={disk.name}" * bool(disk.name),
             ]
+            argv += device_words(disk) if disk.name else []
         return argv
 
     def boot_words(self) -> list[str]:
@@ -344,6 +350,17 @@ def _lost(directory: Path, why: str) -> LostVmError:
 
 def _die_with_parent() -> None:
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def device_words(disk: Disk) -> list[str]:
+    """QEMU's words for a disk that has a name."""
+    drive = f"drive={disk.name},id=disk-{disk.name}"
+    if disk.bus == "nvme":
+        return ["-device", f"nvme,{drive},serial={disk.name}"]
+    if disk.bus == "ahci":
+        controller = f"ahci-{disk.name}"
+        return ["-device", f"ahci,id={controller}", "-device", f"ide-hd,{drive},bus={controller}.0"]
+    return ["-device", f"virtio-blk-pci,{drive}"]
 
 
 def find_qemu() -> str:

@@ -70,7 +70,8 @@ class Spec:
     number of threads, and tells how long that took. ``capture_fault``: what is done to the capture, a
     key of capture_faults.CAPTURE_FAULTS. ``net``: the servers and the network of a second guest, a
     key of servers.client.NETS; ``net_reasons`` are words of the reasons for which targets fail there,
-    in order.
+    in order. ``disk_layout``: what the guest makes of further disks and dumps to, a key of
+    targets/layouts.py. ``own_tools``: the capture initramfs is built from a tree without busybox.
     """
 
     kernel: Kernel
@@ -121,6 +122,8 @@ class Spec:
     capture_fault: str = ""
     net: str = ""
     net_reasons: tuple[str, ...] = ()
+    disk_layout: str = ""
+    own_tools: bool = False
 
 
 @dataclass(frozen=True)

@@ -39,12 +39,19 @@ from crashlend.lab.packages import find_tool, silent
 from crashlend.lab.parity import check_parity
 from crashlend.lab.qemu import Disk, Machine, choose_accel, run_machine
 from crashlend.lab.secure import build_boot_disk
+from crashlend.lab.servers import configs as server_configs
 from crashlend.lab.servers.client import NETS, lay_out
-from crashlend.lab.servers.configs import PACKAGES
 from crashlend.lab.servers.guest import serving
 from crashlend.lab.servers.results import check_net, rearranged
 from crashlend.lab.spec import Saved, Spec
 from crashlend.lab.speed.checks import check_speed
+from crashlend.lab.targets import layouts
+from crashlend.lab.targets.layouts import (
+    check_target,
+    load_words,
+    make_disks,
+    prepare,
+)
 from crashlend.lab.triggers import copy_trigger
 from crashlend.lab.watch import PRODUCTIONS_OWN, Watch
 from crashlend.sizes import format_size
@@ -99,11 +106,16 @@ def run_trial(
             directory.mkdir(parents=True, exist_ok=True)
             remove_traces(directory)
         served = _serve(spec, directory, stack, say)
-        root = build_root(spec.kernel, say, PACKAGES if served else ())
+        packages = (
+            *(server_configs.PACKAGES if served else ()),
+            *(layouts.PACKAGES if spec.disk_layout else ()),
+        )
+        root = build_root(spec.kernel, say, packages)
         boot = build_boot_initramfs(spec.kernel, say, lab_label=spec.lab_label, disk=spec.disk)
         accel = choose_accel(spec.accel, spec.kernel.vmlinuz, directory)
         spec = replace(spec, accel=accel)
         disk = make_lab_disk(spec, directory, say)
+        targets = make_disks(spec, directory)
         stop = stop or stop_of(spec)
         if stop:
             stack.enter_context(stop)
@@ -120,6 +132,7 @@ def run_trial(
             disks=(
                 Disk(root, kept=False),
                 Disk(disk, bus=spec.disk),
+                *targets,
                 *(make_fault_disks(fault, directory) if fault else ()),
             ),
             accel=accel,
@@ -181,6 +194,7 @@ def run_trial(
             found, analysis = check_analysis(spec, report, saved, say)
             checks += found
             more.update(analysis)
+        checks += check_target(spec, saved)
         checks += check_speed(spec, report, saved.capture)
         console = read_console(directory)
         outcome = Outcome(
@@ -285,14 +299,15 @@ def make_lab_disk(spec: Spec, directory: Path, say: Say) -> Path:
             copy_trigger(spec.kernel, tree, say)
         victim = bool(spec.late) and spec.late != "edu"
         fault = find_capture_fault(spec.capture_fault)
-        hooks = lay_out_hooks(tree, victim=victim, speed=spec.speed, fault=fault)
+        copy = bool(spec.disk_layout)
+        hooks = lay_out_hooks(tree, victim=victim, speed=spec.speed, copy=copy, fault=fault)
         if spec.net:
             lay_out(tree, say)
         commands = spec.commands or (load_command(spec, spec.loader, production_words(spec)),)
         commands += (STOP,) if spec.proof or spec.flips else ()
         if not spec.build_in_guest:
             own = spec.initramfs or build_capture(
-                spec.kernel, hooks, say, disk=spec.disk, fault=fault
+                spec.kernel, hooks, say, disk=spec.disk, fault=fault, own_tools=spec.own_tools
             )
             shutil.copy(own, tree / "initramfs")
             if any(command.program == "kexec" for command in commands):
@@ -303,7 +318,7 @@ def make_lab_disk(spec: Spec, directory: Path, say: Say) -> Path:
         (tree / "job.json").write_text(
             json.dumps(
                 {
-                    "prepare": spec.prepare,
+                    "prepare": prepare(spec) if spec.disk_layout else spec.prepare,
                     "commands": [
                         {
                             "program": command.program,
@@ -347,6 +362,7 @@ def complete_words(spec: Spec, words: Sequence[str]) -> list[str]:
         out += ["--shrink", spec.reserve]
     if not spec.build_in_guest:
         out += ["--initramfs", "/lab/initramfs"]
+    out += load_words(spec)
     if spec.lend_bytes is not None:
         out += ["--lend", format_size(spec.lend_bytes)]
     if spec.allow_missing_user_data:

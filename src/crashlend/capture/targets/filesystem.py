@@ -7,7 +7,9 @@ or label where it has one.
 
 from __future__ import annotations
 
+import os
 import re
+import stat
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -123,12 +125,28 @@ def _device_of(root: Path, target: str) -> str:
         link = target
     else:
         raise CrashlendError(f"cannot use the dump target {target}", "unknown form", hint=DISK_HINT)
-    name = resolve(root, link).name
+    device = resolve(root, link)
+    name = device.name
     if not follow(root, root / "sys/class/block" / name).exists():
+        name = _name_of_node(root, device)
+    if not name:
         raise CrashlendError(
             f"cannot find the dump target {target}", "no such disk", hint=DISK_HINT
         )
     return name
+
+
+def _name_of_node(root: Path, path: Path) -> str:
+    """The kernel's name of a device node; "" for what is none. Without udev /dev/mapper has some."""
+    try:
+        status = path.stat()
+    except OSError:
+        return ""
+    if not stat.S_ISBLK(status.st_mode):
+        return ""
+    number = f"{os.major(status.st_rdev)}:{os.minor(status.st_rdev)}"
+    device = follow(root, root / "sys/dev/block" / number)
+    return device.name if device.exists() else ""
 
 
 def _udev_escape(text: str) -> str:

@@ -23,6 +23,7 @@ from crashlend.lab.suites.never import NEVER
 from crashlend.lab.suites.parity import PARITY
 from crashlend.lab.suites.shapes import SHAPES
 from crashlend.lab.suites.speed import SPEED
+from crashlend.lab.suites.targets_local import TARGETS_LOCAL
 from crashlend.lab.suites.targets_net import TARGETS_NET
 from crashlend.sizes import GIB, MIB
 
@@ -370,5 +371,6 @@ SUITE = (
     *FILE,
     *ANALYZE,
     *LADDER,
+    *TARGETS_LOCAL,
     *TARGETS_NET,
 )
