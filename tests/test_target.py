@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-import uuid
 from pathlib import Path
 
 import pytest
@@ -14,76 +13,13 @@ from crashlend.capture.targets.find import find_targets
 from crashlend.capture.targets.target import Target
 from crashlend.capture.targets.way import memory_wants
 from crashlend.errors import CrashlendError
-
-UUID = "11111111-2222-3333-4444-555555555555"
-PCI = "sys/devices/pci0000:00/0000:00:04.0"
-
-
-def ext4_superblock(label: str = "") -> bytes:
-    data = bytearray(4096)
-    data[1024 + 0x38 : 1024 + 0x3A] = b"\x53\xef"
-    data[1024 + 0x68 : 1024 + 0x78] = uuid.UUID(UUID).bytes
-    data[1024 + 0x78 : 1024 + 0x78 + len(label)] = label.encode()
-    return bytes(data)
-
-
-class Host:
-    """A host's files. Devices are directories in /sys/devices, linked from where they belong."""
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        (root / "proc/self").mkdir(parents=True)
-        (root / "sys/class/block").mkdir(parents=True)
-        (root / "sys/dev/block").mkdir(parents=True)
-        (root / "dev").mkdir()
-
-    def write(self, path: str, data: str | bytes = "") -> None:
-        file = self.root / path
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_bytes(data if isinstance(data, bytes) else data.encode())
-
-    def link(self, path: str, target: str) -> None:
-        link = self.root / path
-        link.parent.mkdir(parents=True, exist_ok=True)
-        link.symlink_to("/" + target)
-
-    def driver(self, device: str, name: str, module: str = "", modalias: str = "") -> None:
-        (self.root / device).mkdir(parents=True, exist_ok=True)
-        driver = f"sys/bus/any/drivers/{name}"
-        (self.root / driver).mkdir(parents=True, exist_ok=True)
-        self.link(f"{device}/driver", driver)
-        if module:
-            (self.root / "sys/module" / module).mkdir(parents=True, exist_ok=True)
-            self.link(f"{driver}/module", f"sys/module/{module}")
-        if modalias:
-            self.write(f"{device}/modalias", modalias + "\n")
-
-    def block(self, device: str, number: str, content: bytes = b"") -> None:
-        name = device.rsplit("/", 1)[-1]
-        self.write(f"{device}/dev", number + "\n")
-        self.link(f"sys/class/block/{name}", device)
-        self.link(f"sys/dev/block/{number}", device)
-        self.write(f"dev/{name}", content)
-
-    def mounts(self, *lines: str) -> None:
-        self.write("proc/self/mountinfo", "".join(line + "\n" for line in lines))
+from disk_host import UUID, Host, ext4_superblock, plain_host
 
 
 @pytest.fixture
 def host(tmp_path: Path) -> Host:
     """A virtio disk with one ext4 partition, mounted on /."""
-    host = Host(tmp_path)
-    host.driver(PCI, "virtio-pci", "virtio_pci", "pci:v00001AF4d00001001")
-    host.driver(f"{PCI}/virtio1", "virtio_blk", "virtio_blk", "virtio:d00000002v00001AF4")
-    host.block(f"{PCI}/virtio1/block/vda", "254:0")
-    host.block(f"{PCI}/virtio1/block/vda/vda1", "254:1", ext4_superblock())
-    host.write(f"{PCI}/virtio1/block/vda/vda1/partition", "1\n")
-    host.mounts(
-        "22 1 254:1 / / rw,relatime shared:1 - ext4 /dev/root rw",
-        "23 22 0:21 / /proc rw - proc proc rw",
-        "24 22 0:30 / /tmp rw - tmpfs tmpfs rw",
-    )
-    return host
+    return plain_host(tmp_path)
 
 
 def only_target(root: Path, text: str, path: str) -> Target:
@@ -171,16 +107,6 @@ def test_scsi_disks_take_the_disk_driver_too(host: Host) -> None:
     host.driver(disk, "sd", "sd_mod")
     host.block(f"{disk}/block/sda", "8:0", ext4_superblock())
     assert wants(host, "/dev/sda") == ["ahci", "sd_mod", "fs-ext4"]
-
-
-@pytest.mark.parametrize("name", ["dm-0", "md0"])
-def test_stacked_devices_are_refused(host: Host, name: str) -> None:
-    device = f"sys/devices/virtual/block/{name}"
-    host.block(device, "253:0", ext4_superblock())
-    host.link(f"{device}/slaves/vda1", f"{PCI}/virtio1/block/vda/vda1")
-    with pytest.raises(CrashlendError, match="made of other devices") as caught:
-        only_target(host.root, f"/dev/{name}", "/")
-    assert "set target" in caught.value.hint
 
 
 def test_what_cannot_hold_dumps_is_refused(host: Host) -> None:
