@@ -13,8 +13,13 @@ stream_dump() {
   { stream_source "$@" | { "$sink" 2>"$TMP/sink.log" && : >"$TMP/sunk"; }; } &
   pipe=$!
   until ended "$pipe"; do
-    # the end of the stream is written out, or of no use any more
-    if [ -e "$TMP/exit" ] || [ -e "$TMP/stalled" ]; then
+    # a sink that stands still does not end with its stream
+    if [ -e "$TMP/stalled" ]; then
+      await "$pipe" 20
+      break
+    fi
+    # the end of the stream is still to be written out
+    if [ -e "$TMP/exit" ]; then
       await "$pipe" 120
       break
     fi
