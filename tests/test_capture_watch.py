@@ -84,6 +84,21 @@ def test_watchdogs_are_fed_until_the_dead_man_has_failed(tmp_path: Path) -> None
     assert "feeding watchdog0" in (tmp_path / "said").read_text()
 
 
+def test_a_machine_that_halts_lets_its_watchdogs_stop(tmp_path: Path) -> None:
+    """What feeds them is ended first; then the word that stops those that can be stopped."""
+    (tmp_path / "watchdog0").touch()
+    script = """
+    say() { :; }
+    DEV=$PWD
+    feed() { exec sleep 99; }
+    feed_watchdogs
+    release_watchdogs
+    for pid in $FEEDERS; do until ended $pid; do :; done; done
+    cat watchdog0
+    """
+    assert shell(script, tmp_path) == "V\n"
+
+
 def test_watchdogs_are_left_alone_when_asked_to(tmp_path: Path) -> None:
     """0 loads no driver and opens no device."""
     (tmp_path / "watchdogs").write_text("/lib/modules/x.ko\n")
