@@ -6,6 +6,7 @@ from __future__ import annotations
 import gzip
 import lzma
 import stat
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from crashlend.capture.initramfs import CaptureSpec, build_initramfs
 from crashlend.capture.modules import Want
 from crashlend.capture.script import script
 from crashlend.capture.targets.filesystem import filesystem_target
+from crashlend.capture.targets.target import File
 from crashlend.errors import CrashlendError
 from crashlend.formats import newc
 from test_elf import build_elf
@@ -127,6 +129,22 @@ def test_a_busybox_without_needed_applets_is_refused(root: Path) -> None:
     (root / "bin/busybox").write_bytes(static_elf("sh", "mount"))
     with pytest.raises(CrashlendError, match=r"lacks .*timeout"):
         build_initramfs(root, CaptureSpec(RELEASE, (TARGET,)))
+
+
+def test_a_target_that_needs_more_of_busybox_is_refused_without(root: Path) -> None:
+    """Not in the crash kernel, where the network would stay down; what a target brings is 0600."""
+    key = File("etc/crashlend/key", b"secret", 0o600, "key")
+    target = replace(TARGET, tools=("ip", "udhcpc"), files=(key,), says="by eth0")
+    with pytest.raises(CrashlendError, match="busybox has no ip, udhcpc") as caught:
+        build_initramfs(root, CaptureSpec(RELEASE, (target,)))
+    assert "busybox" in caught.value.hint
+    (root / "bin/busybox").write_bytes(static_elf(*initramfs.APPLETS.split(), "ip", "udhcpc"))
+    built = build_initramfs(root, CaptureSpec(RELEASE, (target,)))
+    members = unpack(built.data)
+    assert members["etc/crashlend/key"].mode & 0o777 == 0o600
+    assert members["etc/crashlend/targets/0.conf"].mode & 0o777 == 0o600
+    whys = {entry.path: entry.why for entry in built.entries}
+    assert whys["/etc/crashlend/targets/0.conf"].endswith(": by eth0")
 
 
 def test_hooks(root: Path, tmp_path: Path) -> None:

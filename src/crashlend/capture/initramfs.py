@@ -148,6 +148,13 @@ def _add_target(contents: Contents, root: Path, target: Target, number: int) -> 
     for program in target.programs:
         source = find_tool(root, program.candidates, program.package)
         contents.add_program(root, source, program.path, program.why, chain)
+    missing = [name for name in target.tools if f"bin/{name}" not in contents.members]
+    if missing:
+        raise CrashlendError(
+            f"cannot dump to {target.spec}",
+            f"the capture would lack {', '.join(missing)}",
+            hint="install the package busybox or busybox-static",
+        )
     for file in target.files:
         contents.add(newc.regular(file.path, file.data, file.mode), file.why, chain)
     own = {"TARGET_KIND": target.kind, "TARGET_SPEC": target.spec}

@@ -82,7 +82,17 @@ def http_target(url: Url, config: bytes, authorities: bytes, way: Reach) -> Targ
         "TARGET_HTTP_PORT": str(url.port or PORTS[url.scheme]),
         "TARGET_HTTP_CONFIG": f"/{place}/curl.conf",
     }
-    return Target("http", url.shown, variables, way.wants, (CURL,), tuple(files), PARTS, way.says)
+    return Target(
+        "http",
+        url.shown,
+        variables,
+        way.wants,
+        (CURL,),
+        tuple(files),
+        PARTS,
+        way.says,
+        (*way.tools, "mkfifo"),
+    )
 
 
 def headers_config(text: bytes) -> bytes:

@@ -80,6 +80,7 @@ class Reach:
     wants: tuple[Want, ...]
     files: tuple[File, ...]
     says: str
+    tools: tuple[str, ...] = ("ip",)
 
 
 def reach(
@@ -135,7 +136,9 @@ def reach(
     says = f"{address} by {link.name} ({variables['TARGET_NET_CARDS']}), addresses {how}"
     script = File("etc/crashlend/udhcpc", _UDHCPC.encode(), 0o755, "takes a DHCP lease")
     wants = _wants(root, base, f"network to {host}")
-    return Reach(address, variables, wants, (script,) if by_dhcp else (), says)
+    if by_dhcp:
+        return Reach(address, variables, wants, (script,), says, ("ip", "udhcpc"))
+    return Reach(address, variables, wants, (), says)
 
 
 def check_host(host: str, spec: str) -> str:

@@ -66,7 +66,7 @@ def nfs_target(
         "TARGET_NFS_VERSIONS": " ".join(versions),
         "TARGET_NFS_OPTIONS": ",".join(options),
     }
-    return Target("nfs", spec, variables, tuple(wants), (), way.files, PARTS, way.says)
+    return Target("nfs", spec, variables, tuple(wants), (), way.files, PARTS, way.says, way.tools)
 
 
 def _options(what: str, query: str, more: str) -> tuple[list[str], str, tuple[str, ...]]:

@@ -93,7 +93,17 @@ def ssh_target(url: Url, key: bytes, known: bytes, way: Reach) -> Target:
         File("etc/nsswitch.conf", _NSS, 0o644, "where names are looked up"),
         *way.files,
     )
-    return Target("ssh", url.shown, variables, way.wants, (SSH,), files, PARTS, way.says)
+    return Target(
+        "ssh",
+        url.shown,
+        variables,
+        way.wants,
+        (SSH,),
+        files,
+        PARTS,
+        way.says,
+        (*way.tools, "mkfifo"),
+    )
 
 
 def client_config(url: Url, place: str) -> bytes:

@@ -47,9 +47,10 @@ class Target:
     ``kind`` names init's part for it (``fs``, ``raw``, ``nfs``, ``ssh``, ``http``: init/KIND.sh),
     ``spec`` is how people name it. ``variables`` are what that part reads, by name (they all begin
     with ``TARGET_``); ``wants`` the kernel modules on the way, each with its reason; ``parts`` are
-    further parts of init (``stack``, ``network``); ``says`` tells people what was decided for it.
-    ``memory_bytes`` is what reaching it takes at once (LUKS), 0 where that is nothing to speak of;
-    ``notes`` are what people should know.
+    further parts of init (``stack``, ``network``); ``tools`` are those of busybox that its parts call
+    beyond what every capture has; ``says`` tells people what was decided for it. ``memory_bytes`` is
+    what reaching it takes at once (LUKS), 0 where that is nothing to speak of; ``notes`` are what
+    people should know.
     """
 
     kind: str
@@ -62,3 +63,4 @@ class Target:
     says: str = ""
     memory_bytes: int = 0
     notes: tuple[str, ...] = ()
+    tools: tuple[str, ...] = ()
