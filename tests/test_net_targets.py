@@ -81,6 +81,13 @@ def test_nfs_takes_a_version_a_directory_and_options(host: Path) -> None:
     assert [want.name for want in target.wants] == ["nfsv3"]
 
 
+def test_a_busybox_that_makes_its_own_nfs_options_gets_help(host: Path) -> None:
+    """Debian 11's knows no version 4; later ones leave the options to the kernel."""
+    assert one(host, "nfs://server/e").programs == ()
+    write(host, "bin/busybox", "\0mountport\0", 0o755)
+    assert [p.path for p in one(host, "nfs://server/e").programs] == ["bin/mount-nfs"]
+
+
 @pytest.mark.parametrize(
     ("text", "why"),
     [

@@ -37,7 +37,11 @@ nfs_mount() {
     3*) options="$options,nolock,mountvers=3,mountproto=${options##*proto=}" type=nfs ;;
     *) options="$options,clientaddr=$(nfs_own_address)" ;;
   esac
-  bounded "$TARGET_TIMEOUT" mount -t "$type" -o "$options${TARGET_NFS_OPTIONS:+,$TARGET_NFS_OPTIONS}" \
+  # a busybox that would not leave the options to the kernel has another program beside it
+  mounter=mount
+  [ ! -x /bin/mount-nfs ] || mounter='mount-nfs -i'
+  # shellcheck disable=SC2086  # two words
+  bounded "$TARGET_TIMEOUT" $mounter -t "$type" -o "$options${TARGET_NFS_OPTIONS:+,$TARGET_NFS_OPTIONS}" \
     "$where:$TARGET_NFS_EXPORT" "$MOUNTPOINT" 2>"$TMP/nfs.log" && return 0
   cat "$TMP/nfs.log" >>"$LOG"
   return 1

@@ -6,9 +6,10 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
+from crashlend.capture.libraries import resolve
 from crashlend.capture.modules import Want
 from crashlend.capture.targets.network import PARTS, reach
-from crashlend.capture.targets.target import Target
+from crashlend.capture.targets.target import Program, Target
 from crashlend.capture.targets.urls import parse_url
 from crashlend.errors import CrashlendError
 
@@ -23,6 +24,12 @@ VERSIONS = ("4.2", "4.1", "4.0", "3")
 _OPTION = re.compile(r"[a-z0-9_]+(=[A-Za-z0-9_.:-]+)?")
 # Set here for the sake of the crash kernel, or not to be had there.
 _OURS = ("vers", "nfsvers", "addr", "clientaddr", "soft", "hard", "timeo", "retrans", "proto", "ro")
+# Until 1.31 (Debian 11 has 1.30.1) busybox could be built to make the kernel's older, binary options of
+# what it is told (FEATURE_MOUNT_NFS); it knows no version 4 then.
+_BUSYBOX = ("bin/busybox", "usr/bin/busybox")
+MOUNT = Program(
+    ("usr/bin/mount", "bin/mount"), "bin/mount-nfs", "mount", "leaves NFS to the kernel"
+)
 _KERBEROS = ("krb5", "krb5i", "krb5p")
 
 
@@ -41,7 +48,8 @@ def find_nfs(root: Path, spec: str, path: str, access: Access) -> Target:
     if url.port:
         options.append(f"port={url.port}")
     way = reach(root, url.host, access)
-    return nfs_target(url.shown, url.path, directory, versions, options, way)
+    programs = (MOUNT,) if _reads_options_itself(root) else ()
+    return nfs_target(url.shown, url.path, directory, versions, options, way, programs)
 
 
 def nfs_target(
@@ -51,6 +59,7 @@ def nfs_target(
     versions: tuple[str, ...],
     options: list[str],
     way: Reach,
+    programs: tuple[Program, ...] = (),
 ) -> Target:
     """A target of kind ``nfs``: ``directory`` is inside the export ("" for its top)."""
     why = f"dump target {spec}"
@@ -66,7 +75,14 @@ def nfs_target(
         "TARGET_NFS_VERSIONS": " ".join(versions),
         "TARGET_NFS_OPTIONS": ",".join(options),
     }
-    return Target("nfs", spec, variables, tuple(wants), (), way.files, PARTS, way.says, way.tools)
+    return Target(
+        "nfs", spec, variables, tuple(wants), programs, way.files, PARTS, way.says, way.tools
+    )
+
+
+def _reads_options_itself(root: Path) -> bool:
+    programs = [resolve(root, path) for path in _BUSYBOX]
+    return any(b"mountport" in path.read_bytes() for path in programs if path.is_file())
 
 
 def _options(what: str, query: str, more: str) -> tuple[list[str], str, tuple[str, ...]]:
