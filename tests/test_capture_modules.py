@@ -11,7 +11,7 @@ from crashlend.capture.modulelists import module_lists
 from crashlend.capture.modules import ModuleTree, Want
 from crashlend.capture.pstore import PstoreModule, find_pstore
 from crashlend.capture.watchdogs import watchdog_wants
-from test_target import Host
+from disk_host import Host
 
 WATCHDOG = "sys/devices/pci0000:00/0000:00:1f.0"
 

@@ -135,10 +135,10 @@ def test_a_target_that_needs_more_of_busybox_is_refused_without(root: Path) -> N
     """Not in the crash kernel, where the network would stay down; what a target brings is 0600."""
     key = File("etc/crashlend/key", b"secret", 0o600, "key")
     target = replace(TARGET, tools=("ip", "udhcpc"), files=(key,), says="by eth0")
-    with pytest.raises(CrashlendError, match="busybox has no ip, udhcpc") as caught:
+    with pytest.raises(CrashlendError, match="would lack ip, udhcpc") as caught:
         build_initramfs(root, CaptureSpec(RELEASE, (target,)))
     assert "busybox" in caught.value.hint
-    (root / "bin/busybox").write_bytes(static_elf(*initramfs.APPLETS.split(), "ip", "udhcpc"))
+    (root / "bin/busybox").write_bytes(static_elf(*tools.APPLETS.split(), "ip", "udhcpc"))
     built = build_initramfs(root, CaptureSpec(RELEASE, (target,)))
     members = unpack(built.data)
     assert members["etc/crashlend/key"].mode & 0o777 == 0o600

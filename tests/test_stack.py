@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from crashlend.capture.targets.access import Access
 from crashlend.capture.targets.find import find_targets
 from crashlend.capture.targets.superblocks import read_array_uuid, read_superblock
 from crashlend.errors import CrashlendError, FormatError
@@ -79,7 +80,7 @@ def raid(host: Host, *below: str, level: str = "raid1", content: bytes = b"") ->
 
 
 def find(host: Host, device: str, key_file: str = "") -> Target:
-    (target,) = find_targets(host.root, device, "/crash", key_file=key_file)
+    (target,) = find_targets(host.root, device, "/crash", Access(key_file=key_file))
     return target
 
 

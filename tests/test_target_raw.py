@@ -10,7 +10,7 @@ import pytest
 from crashlend.capture.rawdump import COMPLETE, RawDump, build
 from crashlend.capture.targets.find import find_targets
 from crashlend.errors import CrashlendError
-from test_target import PCI, Host, ext4_superblock
+from disk_host import PCI, Host, ext4_superblock
 
 MIB = 1 << 20
 

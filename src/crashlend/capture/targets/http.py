@@ -90,8 +90,8 @@ def http_target(url: Url, config: bytes, authorities: bytes, way: Reach) -> Targ
         (CURL,),
         tuple(files),
         PARTS,
-        way.says,
-        (*way.tools, "mkfifo"),
+        says=way.says,
+        tools=(*way.tools, "mkfifo"),
     )
 
 

@@ -76,7 +76,15 @@ def nfs_target(
         "TARGET_NFS_OPTIONS": ",".join(options),
     }
     return Target(
-        "nfs", spec, variables, tuple(wants), programs, way.files, PARTS, way.says, way.tools
+        "nfs",
+        spec,
+        variables,
+        tuple(wants),
+        programs,
+        way.files,
+        PARTS,
+        says=way.says,
+        tools=way.tools,
     )
 
 

@@ -101,8 +101,8 @@ def ssh_target(url: Url, key: bytes, known: bytes, way: Reach) -> Target:
         (SSH,),
         files,
         PARTS,
-        way.says,
-        (*way.tools, "mkfifo"),
+        says=way.says,
+        tools=(*way.tools, "mkfifo"),
     )
 
 
