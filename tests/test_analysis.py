@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from crashlend.dumps.analyze import Analysis, Crashed, Frame, Module, Task
+from crashlend.dumps.analyze import Analysis, Crashed, Frame, Module, Reader, Task
 from crashlend.lab.analysis import _compare, plain
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 OURS: dict[str, Any] = {
     "pid": 116,
@@ -87,6 +87,40 @@ def test_what_differs_is_found(spoil: Callable[[dict[str, Any]], None], name: st
     found = analysis()
     spoil(found)
     assert failed(found) == [name]
+
+
+class FakeFault(Exception):
+    """As drgn.FaultError: knows its address."""
+
+    def __init__(self, address: int) -> None:
+        super().__init__("Excluded page")
+        self.address = address
+
+
+def test_what_can_t_be_read_costs_itself_alone() -> None:
+    """A fault and any other error become a line each; a list goes on to where it breaks."""
+    reader = Reader(None, FakeFault, lambda address: f"why {address:#x}")
+
+    def raises(error: Exception) -> Any:
+        raise error
+
+    def some(error: Exception) -> Iterator[int]:
+        yield 1
+        raise error
+
+    assert reader.get("a", lambda: 5, 0) == 5
+    assert reader.get("b", lambda: raises(FakeFault(0x1000)), 0) == 0
+    assert reader.get("c", lambda: raises(LookupError("no such symbol")), 0) == 0
+    assert reader.get("d", lambda: raises(RecursionError()), 0) == 0
+    assert list(reader.each("e", lambda: some(FakeFault(0x2000)))) == [1]
+    assert list(reader.each("f", lambda: some(KeyError("next")))) == [1]
+    assert [(one.what, one.address, one.why) for one in reader.unreadable] == [
+        ("b", 0x1000, "why 0x1000"),
+        ("c", None, "drgn: no such symbol"),
+        ("d", None, "drgn: RecursionError"),
+        ("e: the rest of them", 0x2000, "why 0x2000"),
+        ("f: the rest of them", None, "drgn: 'next'"),
+    ]
 
 
 def test_plain_names() -> None:

@@ -105,8 +105,8 @@ class Reader:
             return read()
         except self.fault as error:
             self.note(what, error)
-        except (LookupError, ValueError, TypeError, NotImplementedError) as error:
-            self.unreadable.append(Unreadable(what, None, f"drgn: {error}"))
+        except Exception as error:  # what a damaged kernel makes drgn raise costs this object alone
+            self._odd(what, error)
         return default
 
     def each(self, what: str, iterate: Callable[[], Iterator[T]]) -> Iterator[T]:
@@ -119,6 +119,12 @@ class Reader:
                 yield item
         except self.fault as error:
             self.note(f"{what}: the rest of them", error)
+        except Exception as error:  # as above
+            self._odd(f"{what}: the rest of them", error)
+
+    def _odd(self, what: str, error: Exception) -> None:
+        words = f"drgn: {error}" if str(error) else f"drgn: {type(error).__name__}"
+        self.unreadable.append(Unreadable(what, None, words))
 
     def note(self, what: str, error: Exception) -> None:
         address = getattr(error, "address", None)
@@ -167,11 +173,12 @@ def open_program(dump: Dump, symbols: Path) -> tuple[Any, Missing]:
         program.set_core_dump(str(dump.vmcore))
         program.set_enabled_debug_info_finders(["standard"])  # debuginfod is not among them
         program.load_debug_info([str(symbols)])
-    except (OSError, ValueError, LookupError, drgn.MissingDebugInfoError) as error:
-        raise CrashlendError(what, f"drgn: {error}") from error
+    except Exception as error:  # drgn has no class of its own for what libkdumpfile says
+        hint = "crashlend dumps check tells what is wrong with the dump"
+        raise CrashlendError(what, f"drgn: {' '.join(str(error).split())}", hint=hint) from error
     if program.main_module().wants_debug_file():
-        hint = "the symbols must be of this very build: compare the build IDs"
-        raise CrashlendError(what, f"{symbols} is not of the crashed kernel", hint=hint)
+        hint = "it must be the vmlinux of this very build, not stripped: compare the build IDs"
+        raise CrashlendError(what, f"{symbols} has no symbols of the crashed kernel", hint=hint)
     with suppress(drgn.MissingDebugInfoError):
         program.load_default_debug_info()  # those of modules, where they are installed
     return program, Missing(program, dump)
