@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+import test_file_handover as file_mode
 from build import RESERVATION, facts, payload
 from capture_shell import STUBS, needs_busybox, shell
 from crashlend.capture.initramfs import load_archive
@@ -52,6 +53,24 @@ def test_holes_tell_what_is_missing_and_why(tmp_path: Path) -> None:
     assert found["left_out"] == [
         *("zero-pages", "page-cache", "private-page-cache", "user-data", "free-pages")
     ]
+
+
+@needs_busybox
+def test_ranges_that_the_kernel_leaves_out_unasked_are_holes_too(tmp_path: Path) -> None:
+    """kexec_file_load gives the crash kernel all of its ,cma ranges, asked for or not."""
+    plan = file_mode.plan_of(facts(cma_ranges=file_mode.CMA), lend=0, lender="none", syscall="file")
+    assert plan.load_variables["LENT_PARTS"] == ""
+    found = holes(f"UNASKED_RANGES={plan.load_variables['UNASKED_RANGES']}", tmp_path)
+    assert found["holes"][0] == {
+        "why": "kernel-ranges",
+        "lender": None,
+        "ranges": [list(r) for r in file_mode.CMA],
+    }
+    lent = file_mode.plan_of(
+        facts(cma_ranges=file_mode.CMA), lender="cma", lend=GIB // 4, syscall="file"
+    )
+    assert lent.load_variables["UNASKED_RANGES"] == ""
+    assert lent.load_variables["LENT_PARTS"].startswith("cma=")
 
 
 @needs_busybox

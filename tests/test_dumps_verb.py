@@ -392,7 +392,9 @@ def test_why_an_address_is_missing(tmp_path: Path) -> None:
     reserved = holes_named(dump, "reservation")
     assert reserved.to_json() == [[0x60000000, 0x61000000]]
     assert explain(0x40000000, dump.lent, reserved, 31) == Missing.LENT
-    assert explain(0x60000000, dump.lent, reserved, 31) == "it is of the reservation"
+    assert explain(0x60000000, dump.lent, reserved, 31) == (
+        "it is the crash kernel's by the boot command line"
+    )
     assert "level 31" in explain(0x100000, dump.lent, reserved, 31)
     assert "level 31" in explain(None, dump.lent, reserved, 31)
     assert explain(0x100000, dump.lent, reserved, 0) == "not in the dump"

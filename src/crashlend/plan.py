@@ -22,6 +22,7 @@ from crashlend.lenders import NOTHING, Offer
 from crashlend.lenders.asked import find_in_request
 from crashlend.lenders.combined import make_offer
 from crashlend.lenders.unasked import hands_over_ranges
+from crashlend.load_conf import load_variables
 from crashlend.quiesce import Quiesce, parse_quiesce, plan_quiesce, quiesce_notes
 from crashlend.ranges import Ranges, align_up
 from crashlend.sizes import MIB, mib
@@ -36,7 +37,6 @@ if TYPE_CHECKING:
 
 # makedumpfile's levels that leave out page cache, private page cache and user data
 USER_DATA_LEVELS = 2 | 4 | 8
-STALL_SECONDS, STALL_SECONDS_PER_TIB = 300, 120
 # kernel/kexec_file.c, arch/x86/purgatory: it verifies the segments and loops when one is wrong
 KERNELS_PURGATORY = (
     "kexec_file_load: the kernel's own purgatory runs, which keeps no record, does not wait, and "
@@ -144,7 +144,8 @@ def make_plan(
     wish = parse_quiesce(settings.dma_quiesce)
     quiesce = plan_quiesce(facts, wish, lending=bool(lent), syscall=syscall, by_word=bool(by_word))
     reservation = arch.reservations(facts)
-    variables = _load_variables(facts, offer, lent, settings, bool(lent) or unasked)
+    own = Ranges(facts.cma_ranges or ()) - lent if unasked else NOTHING
+    variables = load_variables(facts, offer, lent, settings, own, bool(lent) or unasked)
     taken = reservation.size or facts.crash_size_bytes or 0
     plan = Plan(
         arch=facts.arch,
@@ -370,45 +371,3 @@ def _doubts(facts: Facts, lent: Ranges) -> tuple[str, ...]:
         "/sys/firmware/efi/runtime-map",
     )
     return tuple(f"{path}: {facts.missing[path]}" for path in paths if path in facts.missing)
-
-
-def _load_variables(
-    facts: Facts, offer: Offer, lent: Ranges, settings: Settings, missing: bool
-) -> dict[str, str]:
-    """What the capture is told about this load, as shell variables; ranges are half-open.
-
-    makedumpfile looks at all of production's memory before it writes much: the more there is, the
-    longer a capture may seem to stand still before it is given up.
-    """
-    stall = settings.stall_timeout or STALL_SECONDS + STALL_SECONDS_PER_TIB * (
-        facts.meminfo.get("MemTotal", 0) >> 40
-    )
-    return {
-        "STALL_TIMEOUT": str(stall),
-        "TOTAL_TIMEOUT": str(settings.total_timeout or 2 * stall),
-        "LENDER": offer.lender,
-        "LENT_BYTES": str(lent.size),
-        "LENT_RANGES": _words(lent),
-        "LENT_PARTS": _lent_parts(offer, lent),
-        # as long before and after the reservation shrinks: its length is part of what is required
-        "RESERVATION": ",".join(
-            f"{r.start:#018x}-{r.end:#018x}" for r in for_machine(facts.arch).reservations(facts)
-        ),
-        "DUMP_LEVEL": str(settings.dump_level),
-        "ALLOW_MISSING_USER_DATA": "1" if settings.allow_missing_user_data and missing else "0",
-    }
-
-
-def _lent_parts(offer: Offer, lent: Ranges) -> str:
-    """Whose each range is, as the capture reads it: ``LENDER=START-END,... LENDER=...``.
-
-    What nobody offered are the kernel's own ranges: kexec_file_load leaves them out unasked.
-    """
-    parts = {part.lender: part.lent & lent for part in offer.parts}
-    rest = lent - Ranges(pair for part in parts.values() for pair in part)
-    parts["cma"] = parts.get("cma", NOTHING) | rest
-    return " ".join(f"{name}={_words(part)}" for name, part in parts.items() if part)
-
-
-def _words(ranges: Ranges) -> str:
-    return ",".join(f"{r.start}-{r.end}" for r in ranges)

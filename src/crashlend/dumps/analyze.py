@@ -210,7 +210,7 @@ class Missing:
     def __init__(self, program: Any, dump: Dump) -> None:
         self.program = program
         self.lent = dump.lent
-        self.reserved = holes_named(dump, "reservation")
+        self.reserved = holes_named(dump, "reservation") | holes_named(dump, "kernel-ranges")
         self.level = dump.level
 
     def why(self, address: Optional[int]) -> str:
@@ -230,7 +230,7 @@ def explain(phys: Optional[int], lent: Ranges, reserved: Ranges, level: Optional
     if phys is not None and phys in lent:
         return Missing.LENT
     if phys is not None and phys in reserved:
-        return "it is of the reservation"
+        return "it is the crash kernel's by the boot command line"
     if level:
         return f"left out at dump level {level}, or no memory"
     return "not in the dump"

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from crashlend.capture.initramfs import load_archive
 from crashlend.formats.cmdline import crash_cmdline
 from crashlend.lab.spec import Command
-from crashlend.plan import STALL_SECONDS
+from crashlend.load_conf import STALL_SECONDS
 from crashlend.ranges import align_up
 
 if TYPE_CHECKING:
@@ -68,5 +68,6 @@ def load_variables(dump_level: int) -> dict[str, str]:
         "DUMP_LEVEL": str(dump_level),
         "ALLOW_MISSING_USER_DATA": "0",
         "LENT_PARTS": "",
+        "UNASKED_RANGES": "",
         "RESERVATION": f"{0:#018x}-{0:#018x}",
     }

@@ -98,6 +98,9 @@ holes_json() (
   lent=${lent#[}
   lent=${lent%]}
   level=$(used_level)
+  unasked=''
+  [ -z "$UNASKED_RANGES" ] ||
+    unasked="{\"why\": \"kernel-ranges\", \"lender\": null, \"ranges\": $(json_ranges "$UNASKED_RANGES")}"
   cat <<END
 {
   "schema": 1,
@@ -105,6 +108,7 @@ holes_json() (
   "lent": {"bytes": $(json_number "$LENT_BYTES"), "ranges": $(json_ranges "$LENT_RANGES")},
   "holes": [
     $lent${lent:+,
+    }$unasked${unasked:+,
     }{"why": "reservation", "lender": null, "ranges": $(json_ranges "$RESERVATION")},
     {"why": "first-mib", "lender": null, "ranges": [[0, 1048576]]}
   ],
