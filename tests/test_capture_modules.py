@@ -11,6 +11,8 @@ from crashlend.capture.modulelists import module_lists
 from crashlend.capture.modules import ModuleTree, Want
 from crashlend.capture.pstore import PstoreModule, find_pstore
 from crashlend.capture.watchdogs import watchdog_wants
+from crashlend.cli import hosts
+from crashlend.config import Settings
 from disk_host import Host
 
 WATCHDOG = "sys/devices/pci0000:00/0000:00:1f.0"
@@ -103,3 +105,20 @@ def test_each_module_is_in_one_list(host: Host) -> None:
     assert lists.modules[0].line == "/lib/modules/virtio_blk.ko\n"
     lists = module_lists(host.root, TREE, wants, watchdogs=False, pstore=False)
     assert [len(inserts) for inserts in lists] == [0, 2, 0]
+
+
+@pytest.mark.parametrize(
+    ("settings", "total", "stall"),
+    [
+        (Settings(), 600, 300),
+        (Settings(stall_timeout=40), 80, 40),
+        (Settings(stall_timeout=40, total_timeout=500), 500, 40),
+    ],
+)
+def test_the_times_of_the_settings_are_in_the_initramfs(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, settings: Settings, total: int, stall: int
+) -> None:
+    """Also for loads by others, who add nothing to it."""
+    monkeypatch.setattr(hosts, "find_targets", lambda *_: ())
+    spec = hosts.capture_spec(settings, "6.1", tmp_path)
+    assert (spec.total_timeout, spec.stall_timeout) == (total, stall)

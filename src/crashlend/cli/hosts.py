@@ -17,6 +17,7 @@ from crashlend.errors import CrashlendError
 from crashlend.facts import Facts, read_facts
 from crashlend.hostfiles import open_host
 from crashlend.payload import Files, find_kernel, read_files
+from crashlend.plan import STALL_SECONDS
 
 if TYPE_CHECKING:
     import argparse
@@ -65,12 +66,16 @@ def access_of(settings: config.Settings) -> Access:
 
 def capture_spec(settings: config.Settings, release: str, root: Path) -> CaptureSpec:
     """What the capture initramfs must hold for this host and these settings."""
+    # a load by crashlend tells the capture more, by how much memory there is; another's does not
+    stall = settings.stall_timeout or STALL_SECONDS
     return CaptureSpec(
         release=release,
         targets=find_targets(root, settings.target, settings.path, access_of(settings)),
         dump_level=settings.dump_level,
         final_action=settings.final_action,
         hooks=root / settings.hooks.lstrip("/"),
+        total_timeout=settings.total_timeout or 2 * stall,
+        stall_timeout=stall,
         target_timeout=settings.target_timeout,
         hook_timeout=settings.hook_timeout,
         dump_timeout=settings.dump_timeout,
