@@ -3,16 +3,14 @@
 
 from __future__ import annotations
 
-import json
 import re
-import subprocess
 from typing import TYPE_CHECKING, Any
 
-from crashlend.capture.rawdump import COMPLETE, VMCORE, parse
-from crashlend.errors import CrashlendError, FormatError
+from crashlend.dumps.recover import recover_raw
+from crashlend.errors import CrashlendError
 from crashlend.lab.capture_faults import device_words
 from crashlend.lab.observe import Guest, observe
-from crashlend.lab.packages import find_tool
+from crashlend.lab.places import read_place
 from crashlend.lab.spec import Check, Saved
 from crashlend.sizes import MIB
 
@@ -80,25 +78,11 @@ def _pstore(fault: CaptureFault, kernel: Kernel, directory: Path) -> Check:
 
 
 def read_raw(image: Path, directory: Path) -> Saved:
-    """What a raw device has, as files in ``directory``/saved, the dump put in order by makedumpfile."""
-    with image.open("rb") as stream:
-        try:
-            dump = parse(stream.read(4096), image.stat().st_size)
-        except FormatError:
-            return Saved({}, "", None)
-        out = directory / "saved/crash" / dump.name
-        out.mkdir(parents=True, exist_ok=True)
-        for section in dump.sections:
-            stream.seek(section.offset_bytes)
-            (out / section.name).write_bytes(stream.read(section.size_bytes))
-    capture = json.loads((out / "capture.json").read_text())
-    dmesg = (out / "dmesg.txt").read_text(errors="replace")
-    vmcore = out / "vmcore"
-    if dump.state != COMPLETE or not (out / VMCORE).stat().st_size:
-        return Saved(capture, dmesg, None)
-    tool = find_tool("makedumpfile", "install the package makedumpfile")
-    with (out / VMCORE).open("rb") as flat:
-        done = subprocess.run(
-            [tool, "-R", str(vmcore)], stdin=flat, capture_output=True, check=False
-        )
-    return Saved(capture, dmesg, vmcore if done.returncode == 0 else None)
+    """What a raw device has, recovered into ``directory``/saved as people recover it."""
+    where = directory / "saved/crash"
+    where.mkdir(parents=True, exist_ok=True)
+    try:
+        place, _ = recover_raw(image, where)
+    except CrashlendError:
+        return Saved({}, "", None)
+    return read_place(place)

@@ -37,6 +37,7 @@ from crashlend.lab.loaders import INITRAMFS, kexec_initramfs, load_command
 from crashlend.lab.outcome import Outcome, load_answer
 from crashlend.lab.packages import find_tool, silent
 from crashlend.lab.parity import check_parity
+from crashlend.lab.places import read_place
 from crashlend.lab.qemu import Disk, Machine, choose_accel, run_machine
 from crashlend.lab.secure import build_boot_disk
 from crashlend.lab.servers import configs as server_configs
@@ -390,15 +391,4 @@ def read_saved(disk: Path, directory: Path, path: str = "/crash") -> Saved:
     newest = sorted(one for one in (out / Path(path).name).glob("*") if one.is_dir())
     if not newest:
         return Saved({}, "", None)
-    where = newest[-1]
-    capture: dict[str, Any] = {}
-    holes: dict[str, Any] = {}
-    dmesg = ""
-    if (where / "capture.json").is_file():
-        capture = json.loads((where / "capture.json").read_text(errors="replace"))
-    if (where / "holes.json").is_file():
-        holes = json.loads((where / "holes.json").read_text(errors="replace"))
-    if (where / "dmesg.txt").is_file():
-        dmesg = (where / "dmesg.txt").read_text(errors="replace")
-    vmcore = where / "vmcore"
-    return Saved(capture, dmesg, vmcore if vmcore.is_file() else None, holes, where)
+    return read_place(newest[-1])
