@@ -98,7 +98,8 @@ CAPTURE_FAULTS = {
     ),
     # not there, full, read-only: the fourth target has the dump
     "targets": CaptureFault(
-        hook="busybox blockdev --setro /dev/vdd\n",
+        # as soon as its driver has found it
+        hook="(until busybox blockdev --setro /dev/vdd 2>/dev/null; do usleep 100000; done) &\n",
         targets=(GONE, "disk-0", "disk-1", LAB),
         disks=(4 * MIB, 64 * MIB),
         settings={"target_timeout": 5},
@@ -139,9 +140,11 @@ CAPTURE_FAULTS = {
         disks=(192 * MIB,),
         ladder="dmesg  yes, open raw:/dev/vdc yes, begin raw:/dev/vdc yes, dump raw:/dev/vdc yes 31",
     ),
-    # all of the crash kernel sleeps, for good: nothing in software ends that
+    # all of the crash kernel sleeps, for good: nothing in software ends that. Until then, longer than
+    # the watchdog waits, it is fed
     "hang": CaptureFault(
-        hook="echo '<3>crashlend-lab: good night' >/dev/kmsg\necho freeze >/sys/power/state\n",
+        hook="sleep 20\necho '<3>crashlend-lab: good night' >/dev/kmsg\n"
+        "echo freeze >/sys/power/state\n",
         settings={"watchdog_timeout": 15},
         sysfs={"sys/module/i6300esb/initstate": "live\n"},
         devices=("-device", "i6300esb", "-action", "watchdog=reset"),
