@@ -86,7 +86,7 @@ def test_a_dump_that_surely_does_not_fit_is_not_begun(
     world = World(tmp_path)
     (tmp_path / "core").write_bytes(bytes(1 << 20))
     (tmp_path / "dry").write_text(f"Write bytes     : {write_bytes}\n")
-    report = world.capture("ok", more=f"DUMP_LEVEL=1; directory_room() {{ echo {room_kib}; }}")
+    report = world.capture("ok", more=f"DUMP_LEVEL=1; directory_free() {{ echo {room_kib}; }}")
     assert world.lines("counted") == counted
     assert [call.split("-d ")[1].split()[0] for call in world.lines("calls")] == tried
     assert report["ok"] is True
@@ -94,6 +94,14 @@ def test_a_dump_that_surely_does_not_fit_is_not_begun(
         assert report["ladder"][3]["reason"] == (
             "it has 100000000 bytes before compression, and 100 KiB are free"
         )
+
+
+def test_what_a_failed_run_left_is_room_for_the_next(tmp_path: Path) -> None:
+    """It is removed before the next run, so it does not count as used."""
+    world = World(tmp_path)
+    place = "DIR=$PWD; directory_free() { echo 100; }; directory_room\n"
+    script = place + "dd if=/dev/zero of=vmcore.incomplete bs=1024 count=40 2>/dev/null\n" + place
+    assert shell(script, world.where).split() == ["100", "140"]
 
 
 def test_the_next_target_is_tried(tmp_path: Path) -> None:
@@ -169,7 +177,7 @@ def test_a_dump_that_takes_too_long_makes_room_for_a_smaller_one(tmp_path: Path)
 def test_out_of_memory_is_answered_by_a_run_that_takes_less(tmp_path: Path) -> None:
     """The same level once more with small bitmaps; the larger of two parts is kept."""
     world = World(tmp_path)
-    report = world.capture("memory", "crash", more="directory_room() { echo 99; }")
+    report = world.capture("memory", "crash", more="directory_free() { echo 99; }")
     assert rungs(report)[3:] == [("dump", "disk", False, 31)] * 2
     assert "--cyclic-buffer" not in world.lines("calls")[0]
     assert "--cyclic-buffer 1024" in world.lines("calls")[1]
@@ -182,7 +190,7 @@ def test_out_of_memory_is_answered_by_a_run_that_takes_less(tmp_path: Path) -> N
 def test_a_part_that_would_take_the_room_of_the_next_run_goes(tmp_path: Path) -> None:
     """An incomplete dump is kept for want of a better one, never at the cost of it."""
     world = World(tmp_path)
-    room = "directory_room() { echo 31; }"
+    room = "directory_free() { echo 31; }"
     assert world.capture("memory", "ok", more=room)["ok"] is True
     assert not [name for name in world.lines("there") if "vmcore" in name]  # in the second run
     assert world.saved("disk").keys() == SAVED

@@ -1,8 +1,14 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 # What targets have in common that are mounted at $MOUNTPOINT.
 
-# KiB that are free there.
+# KiB that a dump may have there: what is free, and what a run that failed has left.
 directory_room() {
+  free=$(directory_free)
+  [ -z "$free" ] || echo $((free + $(size_of "$DIR/vmcore.incomplete") / 1024))
+}
+
+# KiB that are free there.
+directory_free() {
   bounded 20 stat -f -c '%a %S' "$MOUNTPOINT" 2>/dev/null | {
     read -r blocks size && echo $((blocks * (size / 512) / 2))
   }
@@ -57,7 +63,7 @@ directory_dump() {
 
 # What an earlier run has left is better than nothing, but must not take the room of the next one.
 keep_incomplete() {
-  size=$(($(size_of "$DIR/vmcore.incomplete") / 1024)) room=$(directory_room)
+  size=$(($(size_of "$DIR/vmcore.incomplete") / 1024)) room=$(directory_free)
   if [ "$DUMP_FAULT" != space ] && [ "$size" -gt 0 ] && [ "${room:-0}" -gt $((size * 4)) ]; then
     bounded 60 mv "$DIR/vmcore.incomplete" "$DIR/vmcore.earlier.incomplete"
   else

@@ -86,7 +86,8 @@ dump_once() {
   done
   TOOK_DUMP=$(($(now) - at))
   if [ -z "$VMCORE" ]; then
-    fail "$WHY"
+    # who failed has told the console
+    [ -n "$REASON" ] || REASON=$WHY
     step dump no "$WHY" "$TOOK_DUMP" "$level"
     return 1
   fi
