@@ -152,3 +152,9 @@ def test_the_ladder_of_words(tmp_path: Path) -> None:
         'dump; echo "$REASON|$VMCORE_BYTES|$DUMP_ARGS|$DUMP_EXIT"'
     )
     assert shell(STUBS + text, tmp_path).splitlines()[-1] == "|5|-l -d 31|0"
+
+
+def test_what_is_written_goes_to_the_disk_early(tmp_path: Path) -> None:
+    """The kernel's own threshold is a share of memory; where it can't be set, the dump goes on."""
+    text = 'write_early sysctl; cat sysctl; write_early no/such/sysctl; echo "$?"; cat said'
+    assert shell(STUBS + text, tmp_path) == "8388608\n0\ncannot write no/such/sysctl\n"

@@ -79,7 +79,8 @@ RELEASES = (
     Release("1.7.8", "6.17.4", "65e0b54"),
     Release("1.7.9", "7.0.0", "eb42d63"),
 )
-# The same history: commits whose message says "Required for kernel …". The version is the first with it.
+# The same history: commits whose message says "Required for kernel …". The version is the first with it;
+# 1.8.0 was being made in June 2026.
 HARMS = (
     Harm(
         "6.2", "1.7.3", "5f17bdd", "may leave out slab pages, without which dumps don't open", True
