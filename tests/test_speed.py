@@ -3,8 +3,13 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
@@ -17,11 +22,15 @@ from crashlend.lab.speed import run as run_module
 from crashlend.lab.speed.checks import CHECK_AGAIN, CHECK_THREADS, check_speed, threads_of
 from crashlend.lab.speed.compare import why_not
 from crashlend.lab.speed.contenders import CONTENDERS, by_name, job
-from crashlend.lab.speed.moments import CRASHLEND, KDUMP_TOOLS, Follower, Line, moments
+from crashlend.lab.speed.moments import (
+    CRASHLEND,
+    KDUMP_TOOLS,
+    Follower,
+    Line,
+    cpu_seconds_of_children,
+    moments,
+)
 from crashlend.lab.suites.speed import SPEED
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 CONSOLE = """\
 [    0.000000] Linux version 6.1.0-56-amd64
@@ -319,3 +328,32 @@ def test_what_counts(
 ) -> None:
     """A run counts when its times are known and its dump was opened."""
     assert why_not({"moments": moments_seen, "panic": panic}, timed_out=timed_out) == words
+
+
+def test_work_is_counted_where_time_says_little() -> None:
+    """The same moments on the other clock: two seconds of work between the panic and the dump."""
+    text = [
+        Line(100.0, "Kernel panic - not syncing: x", 50.0),
+        Line(900.0, "crashlend: saved 1 bytes", 52.0),
+    ]
+    assert moments(text, CRASHLEND) == {"saved": 800.0}
+    assert moments(text, CRASHLEND, "cpu") == {"saved": 2.0}
+
+
+def test_a_childs_work_is_seen() -> None:
+    """What a child has had of the CPUs grows with its work, and sleeping is none."""
+    if not Path(f"/proc/self/task/{os.getpid()}/children").exists():
+        pytest.skip("the kernel has no CONFIG_PROC_CHILDREN")
+    before = cpu_seconds_of_children()
+    with subprocess.Popen(
+        [sys.executable, "-c", "while True: pass"], stdout=subprocess.DEVNULL
+    ) as child:
+        try:
+            for _ in range(600):
+                if cpu_seconds_of_children() > before + 0.1:
+                    break
+                time.sleep(0.1)
+            else:
+                pytest.fail("a busy child was not seen to work")
+        finally:
+            child.kill()

@@ -66,6 +66,7 @@ def run_one(contender: Contender, kernel: Kernel, *, keep: Path | None, say: Say
             replay(disk)
             result = result_of(contender, disk, directory)
             result["moments"] = moments(follower.lines, contender.patterns)
+            result["cpu"] = moments(follower.lines, contender.patterns, "cpu")
             result["why"] = why_not(result, timed_out=report.timed_out)
         finally:
             if keep is not None:

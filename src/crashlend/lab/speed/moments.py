@@ -1,12 +1,15 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """When what happened, from a console as it grows: the only clock that both sides of a crash share.
 
-The times are the host's, of when the line was seen. Whoever captures says what it does on the
-console: each has its own patterns.
+Each line has two times: the host's clock when it was seen, and how much time QEMU has had on the host's
+CPUs until then. On a busy machine the first says little; the second is the work that was done, whoever
+else wanted the CPUs, and knows nothing of waiting. Whoever captures says what it does on the console:
+each has its own patterns.
 """
 
 from __future__ import annotations
 
+import os
 import re
 import threading
 import time
@@ -39,14 +42,19 @@ KDUMP_TOOLS = {
 
 
 class Line(NamedTuple):
-    """A line of the console, and when it was whole, in seconds of the host's clock."""
+    """A line of the console, and when it was whole: seconds of the host's clock, and of its CPUs."""
 
     at: float
     text: str
+    cpu: float = 0.0
 
 
-def moments(lines: Iterable[Line], patterns: Mapping[str, str]) -> dict[str, float]:
+def moments(
+    lines: Iterable[Line], patterns: Mapping[str, str], clock: str = "at"
+) -> dict[str, float]:
     """Seconds from the panic to the first line of each pattern after it; those that came.
+
+    ``clock`` is that of :class:`Line` ("at" or "cpu").
 
     Whether one comes before another is left to who captures.
     """
@@ -54,11 +62,11 @@ def moments(lines: Iterable[Line], patterns: Mapping[str, str]) -> dict[str, flo
     found: dict[str, float] = {}
     for line in lines:
         if began is None:
-            began = line.at if PANIC in line.text else None
+            began = getattr(line, clock) if PANIC in line.text else None
             continue
         for name, pattern in patterns.items():
             if name not in found and re.search(pattern, line.text):
-                found[name] = round(line.at - began, 2)
+                found[name] = round(getattr(line, clock) - began, 2)
     return found
 
 
@@ -90,10 +98,33 @@ class Follower:
                     data = file.read()
             except OSError:
                 data = b""
-            now = time.monotonic()
+            now, cpu = time.monotonic(), cpu_seconds_of_children() if data else 0.0
             at += len(data)
             *whole, rest = (rest + data).split(b"\n")
-            self.lines += [Line(now, line.decode(errors="replace").strip()) for line in whole]
+            texts = [line.decode(errors="replace").strip() for line in whole]
+            self.lines += [Line(now, text, cpu) for text in texts]
             if last:
                 return
             self._over.wait(LOOK_SECONDS)
+
+
+def cpu_seconds_of_children() -> float:
+    """What the children of this process have had of the CPUs so far; QEMU is the only one that counts.
+
+    From proc(5): /proc/PID/task/TID/children, and utime and stime in /proc/PID/stat.
+    """
+    total = 0
+    for task in os.listdir("/proc/self/task"):
+        try:
+            with open(f"/proc/self/task/{task}/children", encoding="ascii") as file:
+                children = file.read().split()
+        except OSError:
+            continue  # the thread has ended
+        for child in children:
+            try:
+                with open(f"/proc/{child}/stat", encoding="utf-8", errors="replace") as file:
+                    fields = file.read().rpartition(")")[2].split()
+            except OSError:
+                continue
+            total += int(fields[11]) + int(fields[12])
+    return total / os.sysconf("SC_CLK_TCK")

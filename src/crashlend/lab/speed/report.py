@@ -30,7 +30,9 @@ The same Debian {kernel} system, {memory} of memory, one virtio disk with ext4, 
 line `{cmdline}` (this kernel ignores `,cma`: 320 MiB are reserved). kdump-tools: its own initramfs,
 its own `kexec`, its own settings, as its package installs them. crashlend: `crashlend load`, the initramfs
 that it builds there. Both dump at level 31 to /var/crash. They took turns, {rounds} rounds; medians,
-least to most in brackets. All times are from the panic, on the host's clock.
+least to most in brackets. All times are from the panic, on the host's clock; "CPU" is what QEMU has had
+of the host's CPUs from the panic until the dump was saved: work without waiting, and without what
+others did on this machine meanwhile.
 """
 _COMPARE_AFTER = """\
 Both save the log first. kdump-tools has makedumpfile compress with zlib (`-c`) and write to a pipe (`-F`), and
@@ -90,6 +92,7 @@ def compared(part: Mapping[str, Any]) -> str:
     """The contenders beside each other, and how the goal was met."""
     runs = part["runs"]
     base = times(runs, BASE, "saved")
+    base_cpu = times(runs, BASE, "saved", "cpu")
     rows = []
     for contender in CONTENDERS:
         mine = [run for run in runs if run["name"] == contender.name]
@@ -103,11 +106,14 @@ def compared(part: Mapping[str, Any]) -> str:
                 *(spread(times(runs, contender.name, name)) for name in ("init", "dmesg")),
                 spread(saved),
                 ratio(saved, base),
+                spread(times(runs, contender.name, "saved", "cpu")),
+                ratio(times(runs, contender.name, "saved", "cpu"), base_cpu),
                 mib(int(median(run["vmcore_bytes"] for run in mine))),
                 _words(mine),
             ]
         )
-    head = ["", "runs", "init", "log on the disk", "dump saved", "ratio", "dump", "makedumpfile"]
+    head = ["", "runs", "init", "log on the disk", "dump saved", "ratio"]
+    head += ["CPU until saved", "ratio", "dump", "makedumpfile"]
     rounds = max((len(times(runs, c.name, "saved")) for c in CONTENDERS), default=0)
     intro = _COMPARE.format(
         kernel=part["kernel"],
@@ -178,9 +184,12 @@ def threads(found: Mapping[str, Any]) -> str:
     return f"{intro}\n{table(head, rows)}\n{_THREADS_AFTER}"
 
 
-def times(runs: Iterable[Mapping[str, Any]], name: str, moment: str) -> list[float]:
-    """When that moment was in each run of that contender which had it."""
-    return [r["moments"][moment] for r in runs if r["name"] == name and moment in r["moments"]]
+def times(
+    runs: Iterable[Mapping[str, Any]], name: str, moment: str, clock: str = "moments"
+) -> list[float]:
+    """When that moment was in each run of that contender which had it; ``clock``: moments or cpu."""
+    mine = [run.get(clock, {}) for run in runs if run["name"] == name]
+    return [one[moment] for one in mine if moment in one]
 
 
 def spread(values: list[float]) -> str:

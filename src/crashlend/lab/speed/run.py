@@ -145,6 +145,7 @@ class Bench:
                 "seconds": capture.get("seconds"),
                 "makedumpfile": capture.get("makedumpfile"),
                 "moments": moments(follower.lines, CRASHLEND),
+                "cpu": moments(follower.lines, CRASHLEND, "cpu"),
                 "why": "; ".join(f"{c.name}: {c.detail}" for c in outcome.checks if not c.ok),
             }
 
