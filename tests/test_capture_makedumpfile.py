@@ -158,3 +158,22 @@ def test_what_is_written_goes_to_the_disk_early(tmp_path: Path) -> None:
     """The kernel's own threshold is a share of memory; where it can't be set, the dump goes on."""
     text = 'write_early sysctl; cat sysctl; write_early no/such/sysctl; echo "$?"; cat said'
     assert shell(STUBS + text, tmp_path) == "8388608\n0\ncannot write no/such/sysctl\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "library", "preloaded"),
+    [
+        ("-z --num-threads 3 -d 31", "/lib/libgcc_s.so.1", "/lib/libgcc_s.so.1"),
+        ("-l -d 31", "/lib/libgcc_s.so.1", ""),
+        ("-z --num-threads 3 -d 31", "", ""),
+    ],
+)
+def test_threads_find_their_library_loaded(
+    tmp_path: Path, words: str, library: str, preloaded: str
+) -> None:
+    """It is loaded before the first thread begins, and not where there are none or none is needed."""
+    executable(tmp_path / "bin/makedumpfile", 'echo "<$LD_PRELOAD>" >>said\n')
+    text = f"THREAD_LIBRARY='{library}'; stall_guard() {{ :; }}; run_makedumpfile out {words}; cat said"
+    assert f"<{preloaded}>" in shell(STUBS + text, tmp_path).splitlines()
+    stream = f"THREAD_LIBRARY='{library}'; stall_guard() {{ :; }}; stream_source {words}; cat said"
+    assert f"<{preloaded}>" in shell(STUBS + "rm -f said\n" + stream, tmp_path).splitlines()

@@ -67,6 +67,8 @@ def test_threads_bring_their_library(root: Path, version: str, threads: str) -> 
     assert ("lib64/libgcc_s.so.1" in members) is (threads == "auto")
     config = members["etc/crashlend/capture.conf"].data.decode()
     assert f"COMPRESSIONS='-l -c'\nTHREADS='{threads}'\n" in config
+    path = "/lib64/libgcc_s.so.1" if threads == "auto" else ""
+    assert f"THREAD_LIBRARY='{path}'\n" in config
 
 
 def test_contents(root: Path) -> None:

@@ -108,7 +108,11 @@ def build_initramfs(root: Path, spec: CaptureSpec, cache: Optional[Path] = None)
     settings = shell_variables(
         {
             **_capture_variables(spec, contents.library_path()),
-            **makedumpfile.variables(features, threads=threads.usable),
+            **makedumpfile.variables(
+                features,
+                threads=threads.usable,
+                library=threads.library.path if threads.library else "",
+            ),
         }
     )
     contents.add(newc.regular("etc/crashlend/capture.conf", settings), "settings")

@@ -184,11 +184,15 @@ def notes(features: Features, release: str, supported: Optional[bool]) -> tuple[
     )
 
 
-def variables(features: Features, *, threads: bool) -> dict[str, str]:
-    """What the capture is told, as shell variables: the compressions to try, and about threads."""
+def variables(features: Features, *, threads: bool, library: str = "") -> dict[str, str]:
+    """What the capture is told, as shell variables: the compressions to try, and about threads.
+
+    ``library`` is the path of what ``threads`` take besides.
+    """
     return {
         "COMPRESSIONS": " ".join(features.flags),
         "THREADS": "auto" if threads else "0",
+        "THREAD_LIBRARY": library,
     }
 
 

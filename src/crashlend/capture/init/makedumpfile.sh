@@ -2,7 +2,8 @@
 # makedumpfile: its words, its failures and its pulse.
 #
 # From the build (capture/makedumpfile.py): COMPRESSIONS, the flags of the compressions that it has,
-# the best first; THREADS: 0 for none (its threads may corrupt the dump), a number, or auto.
+# the best first; THREADS: 0 for none (its threads may corrupt the dump), a number, or auto;
+# THREAD_LIBRARY: what its threads take besides, if anything.
 
 # What of available memory one thread is given, in KiB: buffers of pages, the state of a compression
 # (that of zstd is the largest), a stack. makedumpfile itself counts 200 KiB, which zstd exceeds.
@@ -85,6 +86,14 @@ makedumpfile_without() {
   COMPRESSIONS=$left
 }
 
+# ready_for_threads WORDS...: where these ask for threads, the library that glibc opens when one ends is
+# there before any begins. Opened then, with all of them ending at once, it was not always found.
+ready_for_threads() {
+  case " $* " in
+    *' --num-threads '*) [ -z "$THREAD_LIBRARY" ] || export LD_PRELOAD="$THREAD_LIBRARY" ;;
+  esac
+}
+
 # run_makedumpfile OUTPUT WORDS...: one run into the file OUTPUT, ended when it no longer grows.
 run_makedumpfile() {
   output=$1
@@ -94,6 +103,7 @@ run_makedumpfile() {
   rm -f "$TMP/stalled"
   (
     echo 500 >/proc/self/oom_score_adj
+    ready_for_threads "$@"
     exec makedumpfile --message-level 6 "$@" "$CORE" "$output"
   ) >"$TMP/makedumpfile.log" 2>&1 &
   pid=$!

@@ -45,6 +45,7 @@ stream_dump() {
 stream_source() {
   (
     echo 500 >/proc/self/oom_score_adj
+    ready_for_threads "$@"
     exec makedumpfile --message-level 6 "$@" -F "$CORE"
   ) 2>"$TMP/makedumpfile.log" &
   pid=$!
