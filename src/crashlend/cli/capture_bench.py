@@ -23,7 +23,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--rounds", type=count, default=3, metavar="N", help="runs of each that is compared"
     )
     parser.add_argument(
-        "--most", type=count, metavar="N", help="run N guests at most, and report what there is"
+        "--most",
+        type=int,
+        metavar="N",
+        help="run N guests at most (0: none), and report what there is",
     )
     parser.add_argument(
         "-o",

@@ -85,8 +85,8 @@ class Bench:
             for turn in range(self.rounds)
             for contender in CONTENDERS
         ]
-        targets = [self._result(target.key, self._target(target)) for target in TARGETS]
         threads = self._result("threads", self._threads)
+        targets = [self._result(target.key, self._target(target)) for target in TARGETS]
         return {
             "schema": 1,
             "machine": machine_facts(),
