@@ -15,14 +15,21 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from build import CMDLINE, GIB, MIB, bz_image, facts
+from crashlend.cli.estimate_verb import show_estimate
 from crashlend.config import Settings
 from crashlend.errors import CrashlendError
 from crashlend.formats.bzimage import BzImage
 from crashlend.jsonable import to_json
 from crashlend.lab.bench.search import Quest
+from crashlend.lab.kernels import Kernel
+from crashlend.lab.outcome import Outcome
+from crashlend.lab.qemu import Report
+from crashlend.lab.spec import Spec
 from crashlend.lab.twin import cut, estimate, write
 from crashlend.lab.twin.bisect import find_least, next_sizes
 from crashlend.lab.twin.probes import Look, look_of
+from crashlend.lab.twin.run import Payload as RunPayload
+from crashlend.lab.twin.shape import Change, resemble
 from crashlend.payload import Files
 from crashlend.plan import Payload, make_plan
 from crashlend.ranges import Range, Ranges
@@ -253,6 +260,63 @@ def test_bitmaps_of_memory_that_the_twin_lacks() -> None:
     """Two bits for each page of 4 KiB: 64 MiB per TiB; nothing where the twin has it all."""
     assert write.bitmap_bytes(1 << 40) == 64 * MIB
     assert write.bitmap_bytes(0) == write.bitmap_bytes(-5) == 0
+
+
+# ---- what is printed
+
+
+def finished(*looks: Look, least: int | None) -> estimate.Estimate:
+    """An estimate that came out like that."""
+    plan, _, _ = loaded()
+    kernel = Kernel("k", "6.1.0-test", "bookworm", Path("v"), Path("m"), None)
+    outcome = Outcome(Spec(kernel=kernel), Report(), plan.to_json(), {}, "", (), "")
+    shape = resemble(facts(cmdline=CMDLINE), Settings())
+    change = Change("dump target", "nfs://a/b", "ext4 on virtio", "no network here")
+    found = estimate.Estimate(shape, RunPayload(kernel, b"", (change,)), outcome, [*looks])
+    found.least_bytes = least
+    if least is not None:
+        found.fails_at_bytes = least - 2 * MIB
+        found.advice = write.advise(facts(cmdline=CMDLINE), outcome.plan, least)
+    else:
+        found.why_not = "no dump is saved with 640 MiB either: it died"
+    return found
+
+
+def test_an_estimate_is_told_to_people(capsys: pytest.CaptureFixture[str]) -> None:
+    """The answer and its parts, each probe and how it ended, the line, what was not as on the host."""
+    whole = Look(640 * MIB, True, "saved", 1.0, 577 * MIB, 43 * MIB, 30 * MIB)
+    died = Look(100 * MIB, False, "Kernel panic - not syncing: System is deadlocked", 1.0)
+    show_estimate(finished(whole, died, least=102 * MIB))
+    told = capsys.readouterr().out
+    assert "102 MiB; with 100 MiB it is lost" in told
+    assert "43 MiB of 577 MiB" in told
+    assert "100 MiB  Kernel panic - not syncing: System is deadlocked" in told
+    assert "crashkernel=256M,cma crashkernel=" in told
+    assert "dump target: ext4 on virtio instead of nfs://a/b (no network here)" in told
+
+
+def test_no_estimate_has_its_reason(capsys: pytest.CaptureFixture[str]) -> None:
+    """Where nothing saved the dump there are no figures and no line to write, but why."""
+    found = finished(Look(640 * MIB, False, "it died", 1.0), least=None)
+    show_estimate(found)
+    told = capsys.readouterr().out
+    assert "no estimate: no dump is saved with 640 MiB either: it died" in told
+    assert "crashkernel=" not in told
+    answer = found.to_json()
+    assert (answer["ok"], answer["least_bytes"], answer["reserve"]) == (False, None, None)
+    assert answer["probes"][0]["how"] == "it died"
+
+
+def test_an_estimate_for_programs() -> None:
+    """Schema 1: the figures, each probe, what to write, the twin and its changes."""
+    whole = Look(640 * MIB, True, "saved", 1.0, 577 * MIB, 43 * MIB, 30 * MIB)
+    answer = json.loads(json.dumps(finished(whole, least=102 * MIB).to_json()))
+    assert answer["schema"] == 1
+    assert answer["ok"] is True
+    assert (answer["least_bytes"], answer["peak_used_bytes"]) == (102 * MIB, 43 * MIB)
+    reserve = answer["reserve"]
+    assert reserve["required_bytes"] + reserve["lent_bytes"] == 102 * MIB
+    assert answer["twin"]["changes"][0]["what"] == "dump target"
 
 
 # ---- the kept comparison

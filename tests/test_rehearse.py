@@ -30,9 +30,10 @@ from crashlend.lab.qemu import Report
 from crashlend.lab.spec import Check, Spec
 from crashlend.lab.twin import standin
 from crashlend.lab.twin.contents import read_capture, read_files
-from crashlend.lab.twin.rehearse import Played
+from crashlend.lab.twin.rehearse import Played, _Eyes
 from crashlend.lab.twin.run import Payload, snapshot_payload, twin_spec
 from crashlend.lab.twin.shape import resemble
+from crashlend.lab.watch import PANIC, PRODUCTIONS_OWN
 from crashlend.rehearsal import (
     PARTS,
     Rehearsal,
@@ -45,6 +46,7 @@ from crashlend.rehearsal import (
 if TYPE_CHECKING:
     from crashlend.lab.twin.shape import Shape
 
+RESULTS = Path(__file__).resolve().parent.parent / "docs/results"
 RESERVED = (0xA0000000, 0xA0000000 + 256 * MIB)
 
 
@@ -108,6 +110,14 @@ def test_a_high_reservation_stays_high() -> None:
     shape = resemble(known, Settings())
     assert shape.cmdline.split() == ["crashkernel=256M,high", "crashkernel=128M,low"]
     assert shape.memory_bytes >= 4 * GIB - MIB
+
+
+def test_the_hosts_own_devices_are_not_named() -> None:
+    """Words for what boots, consoles and hardware, and init's, stay out; all others are kept."""
+    line = b"BOOT_IMAGE=/vmlinuz root=UUID=1 ro quiet console=tty0 rd.luks.uuid=2 mem=3G audit=1 "
+    line += b'foo.bar="a b" nokaslr crashkernel=256M -- single\n'
+    shape = resemble(facts(cmdline=line), Settings())
+    assert shape.cmdline == 'crashkernel=256M audit=1 foo.bar="a b" nokaslr'
 
 
 def test_more_is_lent_than_the_twin_has() -> None:
@@ -328,6 +338,19 @@ def test_a_failed_rehearsal_says_why() -> None:
     assert played(bad).reason == "dump saved: nothing was left on the disk"
 
 
+def test_a_capture_that_is_up_is_not_given_up(tmp_path: Path) -> None:
+    """Before the crash kernel is up its panic ends the twin at once; a silent dump never does."""
+    console = tmp_path / "console.log"
+    console.write_text(f"{PRODUCTIONS_OWN}\n[ 0.1] {PANIC}: System is deadlocked on memory\n")
+    told: list[str] = []
+    eyes = _Eyes(console, told.append)
+    assert "deadlocked" in eyes.given_up()
+    eyes.see({"event": "crash_kernel", "at": 3.0})
+    eyes.see({"event": "crash_kernel", "at": 4.0})
+    assert eyes.given_up() == ""
+    assert told == ["   3.0 s  the crash kernel is up"]
+
+
 # ---- the record
 
 
@@ -441,6 +464,13 @@ def test_the_stand_ins_image_is_a_file_system(tmp_path: Path) -> None:
     done = subprocess.run(["e2fsck", "-fn", found.image], capture_output=True, check=False)
     assert done.returncode == 0
     assert found.image.stat().st_blocks * 512 < 128 * MIB
+
+
+def test_kept_rehearsals_succeed_and_fail() -> None:
+    """Records of docs/results can be read; some saved their dump, some failed with a reason."""
+    found = [read_rehearsal(path) for path in sorted(RESULTS.glob("rehearsal-*.json"))]
+    assert {one.ok for one in found if one is not None} == {True, False}
+    assert all(one is not None and bool(one.reason) is not one.ok for one in found)
 
 
 # ---- what is missing is said

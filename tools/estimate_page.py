@@ -77,7 +77,26 @@ runs on Python 3.9.
 def main() -> None:
     """The page on standard output."""
     kept = [json.loads(path.read_text()) for path in _results(Path(sys.argv[1]))]
+    played = sorted(Path(sys.argv[1]).glob("rehearsal-*.json"))
     print(HEAD + "\n".join([*_table(kept), "", *_probes(kept)]) + BEHIND, end="")
+    print("\n".join(["", *_rehearsals(played)]))
+
+
+def _rehearsals(paths: list[Path]) -> list[str]:
+    lines = [
+        "Kept ones, each of a snapshot, among them some that had to fail:",
+        "",
+        "| record | twin | stand-in | exit code | why |",
+        "|---|---|---|---|---|",
+    ]
+    for path in paths:
+        one = json.loads(path.read_text())
+        result = one["result"]
+        twin = f"{mib(result['memory_bytes'])}, `{result['cmdline']}`, lender {result['lender'] or '-'}"
+        why = "the dump was saved" if one["ok"] else one["reason"].replace("|", "\\|")
+        cells = [f"[{path.stem}](results/{path.name})", twin, result.get("target", "")]
+        lines.append("| " + " | ".join([*cells, "0" if one["ok"] else "1", why]) + " |")
+    return lines
 
 
 def _results(directory: Path) -> list[Path]:

@@ -78,7 +78,8 @@ class _Capture(Replay):
 
     def _over(self, directory: Path, to_the_end: bool) -> str:
         how = super()._over(directory, to_the_end)
-        if how or self._host is None:
+        # once it is up the capture watches itself, and a dump may take long without a word
+        if how or self._host is None or self._up:
             return how
         try:
             size = (directory / "console.log").stat().st_size

@@ -4,14 +4,16 @@
 from __future__ import annotations
 
 import tempfile
-from dataclasses import dataclass, replace
+import time
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Callable
+from typing import TYPE_CHECKING, Any
 
 from crashlend.lab.records import machine_facts
 from crashlend.lab.trial import STAGES, run_trial
 from crashlend.lab.twin.run import make_twin_disk, twin_spec
 from crashlend.lab.twin.shape import resemble
+from crashlend.lab.watch import Watch
 from crashlend.rehearsal import Rehearsal, fingerprints
 from crashlend.sizes import mib
 
@@ -22,6 +24,9 @@ if TYPE_CHECKING:
     from crashlend.lab.packages import Say
     from crashlend.lab.twin.run import Payload
     from crashlend.lab.twin.shape import Change, Shape
+
+# on the console, before the crash kernel is up: under emulation on a busy machine
+SILENCE_SECONDS = 180.0
 
 
 @dataclass(frozen=True)
@@ -41,6 +46,7 @@ class Played:
     shape: Shape
     changes: tuple[Change, ...]
     outcome: Outcome
+    target: str = ""  # the stand-in in words: file system, driver, name
 
     @property
     def ok(self) -> bool:
@@ -67,6 +73,7 @@ class Played:
             "memory_bytes": self.shape.memory_bytes,
             "cpus": self.shape.cpus,
             "cmdline": self.shape.cmdline,
+            "target": self.target,
             "vmcore_bytes": trial["vmcore"]["bytes"],
             "panic": self.outcome.capture.get("panic"),
             "checks": trial["checks"],
@@ -97,17 +104,19 @@ def rehearse(
             timeout_seconds=options.timeout_seconds,
             accel=options.accel,
         )
-        spec = replace(spec, impatient=True)
+        where = options.keep or directory / "run"
+        eyes = _Eyes(where / "console.log", say)
         say(f"booting the twin: {mib(shape.memory_bytes)}, {shape.cmdline or 'no words'}")
         outcome = run_trial(
             spec,
-            keep=options.keep or directory / "run",
+            keep=where,
             say=say,
-            on_event=_teller(say),
-            read=lambda where: standin.read(standin.image, where),
+            on_event=eyes.see,
+            given_up=eyes.given_up,
+            read=lambda place: standin.read(standin.image, place),
         )
     changes = (*payload.changes, *standin.changes, *shape.changes)
-    return Played(shape, changes, outcome)
+    return Played(shape, changes, outcome, standin.in_words)
 
 
 def record(
@@ -127,13 +136,23 @@ def record(
     )
 
 
-def _teller(say: Say) -> Callable[[dict[str, Any]], None]:
-    told: set[str] = set()  # a host that is itself a guest of the lab has hooks of its own
+class _Eyes:
+    """Tells what a twin does, and gives it up where its crash kernel can't come any more.
 
-    def tell(event: dict[str, Any]) -> None:
-        words = STAGES.get(str(event.get("event")))
-        if words and words not in told:
-            told.add(words)
-            say(f"{event['at']:6.1f} s  {words}")
+    Only until that is up: then the capture watches itself, and may be silent for long.
+    """
 
-    return tell
+    def __init__(self, console: Path, say: Say) -> None:
+        self.say = say
+        self.watch = Watch(console, time.monotonic, silence_seconds=SILENCE_SECONDS)
+        self.seen: set[str] = set()
+
+    def see(self, event: dict[str, Any]) -> None:
+        name = str(event.get("event"))
+        # a host that is itself a guest of the lab has hooks of its own, which report the same
+        if name in STAGES and name not in self.seen:
+            self.say(f"{event['at']:6.1f} s  {STAGES[name]}")
+        self.seen.add(name)
+
+    def given_up(self) -> str:
+        return "" if "crash_kernel" in self.seen else self.watch.is_lost()

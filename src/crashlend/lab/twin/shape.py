@@ -220,7 +220,9 @@ def _other_words(facts: Facts, ratio: float, changes: list[Change]) -> list[str]
     kept = []
     for word in split(facts.cmdline):
         name = parameter_name(word).lower()
-        if word == "--" or any(re.fullmatch(pattern, name) for pattern, _ in LEFT_OUT):
+        if word == "--":
+            break  # the rest is init's
+        if any(re.fullmatch(pattern, name) for pattern, _ in LEFT_OUT):
             continue
         new = _scaled(word, name, ratio)
         if new != word:

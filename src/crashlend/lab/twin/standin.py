@@ -114,6 +114,11 @@ class StandIn:
         return read_saved(image, directory, self.path)
 
     @property
+    def in_words(self) -> str:
+        """File system, driver and name, for people."""
+        return f"{self.fstype} on {self.bus}, {'UUID' if self.uuid else 'LABEL'}={self.uuid or self.label}"
+
+    @property
     def is_file(self) -> bool:
         """Whether what is on it can be read without a guest."""
         return self.fstype == "ext4"
