@@ -112,6 +112,15 @@ def test_a_high_reservation_stays_high() -> None:
     assert shape.memory_bytes >= 4 * GIB - MIB
 
 
+def test_a_host_with_nothing_reserved_can_be_estimated() -> None:
+    """Before the first crashkernel= word an estimate's twin has a reservation; a rehearsal's has none."""
+    known = facts(cmdline=b"root=/dev/vda1\n", reservations=())
+    shape = resemble(known, Settings(), least_lend_bytes=512 * MIB, reserve_bytes=256 * MIB)
+    assert (shape.cmdline, shape.lend_bytes) == ("crashkernel=256M", 512 * MIB)
+    assert {"crashkernel", "lent"} == changed(shape)
+    assert resemble(known, Settings()).cmdline == ""
+
+
 def test_the_hosts_own_devices_are_not_named() -> None:
     """Words for what boots, consoles and hardware, and init's, stay out; all others are kept."""
     line = b"BOOT_IMAGE=/vmlinuz root=UUID=1 ro quiet console=tty0 rd.luks.uuid=2 mem=3G audit=1 "

@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 # sizes that are looked at lie on this grid: two pages of 2 MiB more or less are noise
 STEP_BYTES = 2 * MIB
 LEAST_LEND_BYTES = 512 * MIB
+# for a host on which nothing is reserved yet
+RESERVE_BYTES = 256 * MIB
 # purgatory's wait changes nothing in memory
 QUIESCE = "wait=1"
 
@@ -128,6 +130,7 @@ def estimate(
         settings,
         memory_bytes=options.memory_bytes,
         least_lend_bytes=LEAST_LEND_BYTES if settings.lender != "none" else 0,
+        reserve_bytes=RESERVE_BYTES,
         simple=True,
     )
     with tempfile.TemporaryDirectory(prefix="crashlend-twin-") as name:

@@ -81,19 +81,22 @@ def resemble(
     memory_bytes: int = MEMORY_BYTES,
     cpus: int = CPUS,
     least_lend_bytes: int = 0,
+    reserve_bytes: int = 0,
     simple: bool = False,
     signed: bool = False,
 ) -> Shape:
     """The shape of the twin of a host.
 
     ``memory_bytes`` and ``cpus`` are what the twin may have at most; it gets more memory where the
-    reservation and what is lent would not fit. ``least_lend_bytes``: lend at least that. ``simple``:
-    one node and BIOS, for a machine that is stopped and started again. ``signed``: the kernel can be
+    reservation and what is lent would not fit. ``least_lend_bytes``: lend at least that.
+    ``reserve_bytes``: reserve that where the host has nothing reserved (yet). ``simple``: one node and BIOS, for a machine that is stopped and started again. ``signed``: the kernel can be
     booted under Secure Boot.
     """
     changes: list[Change] = []
     host_bytes = host_memory(facts)
     reserve = crashkernel_words(facts, changes)
+    if not reserve.bytes and reserve_bytes:
+        reserve = _reserved_first(reserve, reserve_bytes, changes)
     asked = settings.lend if settings.lend is not None else lent_request(facts.cmdline_bytes)
     if settings.lender == "none":
         asked = 0
@@ -156,6 +159,16 @@ def crashkernel_words(facts: Facts, changes: list[Change]) -> Reserve:
         why = "what came of it on the host, which a twin's memory would turn into something else"
         changes.append(Change("crashkernel", was, " ".join(made) or "none", why))
     return Reserve((*shared, *made), total, high)
+
+
+def _reserved_first(reserve: Reserve, size: int, changes: list[Change]) -> Reserve:
+    """A reservation for a host that has none: an image must be stored somewhere to be measured."""
+    shared = [word for word in reserve.words if word.endswith(",cma")]
+    word = f"crashkernel={format_size(size)}"
+    changes.append(
+        Change("crashkernel", "nothing is reserved", word, "the image must have a place")
+    )
+    return Reserve((*shared, word), size, 0)
 
 
 def _plain_bytes(words: list[str]) -> int | None:
