@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from build import BLOCK, GIB, MIB, facts, host, write_tree
+from crashlend import rehearsal as rehearsals
 from crashlend.capture.initramfs import shell_variables
 from crashlend.cli import twin_flags
 from crashlend.cli.main import main
@@ -123,7 +124,7 @@ def test_a_host_with_nothing_reserved_can_be_estimated() -> None:
 
 def test_the_hosts_own_devices_are_not_named() -> None:
     """Words for what boots, consoles and hardware, and init's, stay out; all others are kept."""
-    line = b"BOOT_IMAGE=/vmlinuz root=UUID=1 ro quiet console=tty0 rd.luks.uuid=2 mem=3G audit=1 "
+    line = b"BOOT_IMAGE=/vmlinuz root=UUID=1 ro quiet console=tty0 rd.luks.uuid=2 mem=3G nomodule audit=1 "
     line += b'foo.bar="a b" nokaslr crashkernel=256M -- single\n'
     shape = resemble(facts(cmdline=line), Settings())
     assert shape.cmdline == 'crashkernel=256M audit=1 foo.bar="a b" nokaslr'
@@ -363,8 +364,8 @@ def test_a_capture_that_is_up_is_not_given_up(tmp_path: Path) -> None:
 # ---- the record
 
 
-def test_fingerprints_change_with_what_they_stand_for() -> None:
-    """Each of kernel, initramfs, settings and layout changes its own fingerprint and no other."""
+def test_fingerprints_change_with_what_they_stand_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each of kernel, initramfs, settings, layout and version changes its own fingerprint alone."""
     known, settings = facts(), Settings()
     before = fingerprints(known, settings, b"k", b"i")
     assert set(before) == set(PARTS)
@@ -378,6 +379,11 @@ def test_fingerprints_change_with_what_they_stand_for() -> None:
     assert differs(fingerprints(facts(cpus=3), settings, b"k", b"i")) == {"layout"}
     words = facts(cmdline=b"crashkernel=512M\n")
     assert differs(fingerprints(words, settings, b"k", b"i")) == {"layout"}
+    # a value that is the default is none: a setting that a later version brings changes nothing
+    assert differs(fingerprints(known, replace(settings, dump_level=31), b"k", b"i")) == set()
+    monkeypatch.setattr(rehearsals, "__version__", "99")
+    assert differs(fingerprints(known, settings, b"k", b"i")) == {"crashlend"}
+    monkeypatch.undo()
     # where a file lies is nothing, what is in it all
     named = replace(settings, kernel="/boot/other", initramfs="/x")
     assert differs(fingerprints(known, named, b"k", b"i")) == set()

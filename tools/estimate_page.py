@@ -56,7 +56,7 @@ Each result lists it (`note: not as on the host`, `changes` in JSON):
 - **crashkernel=** where it depends on the size of memory or names an address: then it is what came of it on the
   host. Words that name the host's own disks, consoles and hardware are left out.
 - **The dump target.** The stand-in is a disk on the same bus (virtio, NVMe, AHCI, IDE, SCSI as far as QEMU has the
-  controller) with the same UUID or label, so that the initramfs is the host's, byte for byte; behind it come two
+  controller) with the same UUID or label, so that the initramfs is the host's, byte for byte; behind it come
   hooks of the lab that report. A target over the network, on LVM, RAID or LUKS, a raw partition, another file
   system than ext4, xfs and btrfs, or a controller that QEMU lacks is replaced by ext4 on virtio, and what leads there comes
   behind the initramfs, too: then the way to the real target is *not* rehearsed, and what its drivers take is
@@ -68,8 +68,8 @@ Each result lists it (`note: not as on the host`, `changes` in JSON):
 
 Exit code 0 when the dump was saved and opens, 1 with the reason when not. The record
 (`/var/lib/crashlend/rehearsal.json`; for a snapshot where `-o` says) has the date, the result, every check and
-fingerprints of kernel, initramfs, settings and layout (crashkernel= words, what is reserved and asked for,
-memory, CPUs, firmware, release). `--status` compares them and names what has changed since; it boots nothing and
+fingerprints of kernel, initramfs, settings (those that are not at their default), crashlend's version and layout
+(crashkernel= words, what is reserved and asked for, memory, CPUs, firmware, release). `--status` compares them and names what has changed since; it boots nothing and
 runs on Python 3.9.
 """
 

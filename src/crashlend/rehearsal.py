@@ -2,7 +2,7 @@
 """The record of a rehearsal: what was rehearsed, when, with what result, and whether it still applies.
 
 Written by ``lab rehearse``, read by ``status`` and ``doctor`` on the host. What was rehearsed is told by
-four fingerprints; none depends on addresses, which are others after each boot.
+fingerprints; none of them depends on addresses, which are others after each boot.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Optional
 
-from crashlend import config
+from crashlend import __version__, config
 from crashlend.crashkernel.grammar import lent_request
 from crashlend.errors import CrashlendError
 from crashlend.formats.cmdline import parameter_name, split
@@ -32,6 +32,7 @@ PARTS = {
     "kernel": "the kernel image",
     "initramfs": "the capture initramfs",
     "settings": "the settings",
+    "crashlend": "crashlend itself",
     "layout": "memory, CPUs, firmware or the crashkernel= words",
 }
 # Settings that name files are told by what is in them.
@@ -77,7 +78,10 @@ def fingerprints(
     facts: Facts, settings: Settings, kernel: Optional[bytes], initramfs: Optional[bytes]
 ) -> dict[str, str]:
     """What a rehearsal is told by; files that are not known (None) have no fingerprint."""
+    usual = config.to_text(config.Settings())
     texts = config.to_text(settings)
+    # what is at its default counts by crashlend's version: a setting that a new one brings is no change
+    own = {k: v for k, v in texts.items() if k not in BY_CONTENT and usual.get(k) != v}
     words = [w for w in split(facts.cmdline) if parameter_name(w) == "crashkernel"]
     layout = {
         "words": words,
@@ -93,7 +97,8 @@ def fingerprints(
     for name, data in (("kernel", kernel), ("initramfs", initramfs)):
         if data is not None:
             found[name] = hashlib.sha256(data).hexdigest()
-    found["settings"] = _digest({k: v for k, v in texts.items() if k not in BY_CONTENT})
+    found["settings"] = _digest(own)
+    found["crashlend"] = __version__
     found["layout"] = _digest(layout)
     return found
 

@@ -47,6 +47,7 @@ LEFT_OUT = (
         r"pci|pcie.*|acpi\w*|apic|noapic|nolapic|ioapic.*|vfio.*|isolcpus|nohz.*|rcu_nocb.*",
         "hardware's",
     ),
+    (r"nomodule", "the twin's drivers are modules"),
     (r"crashkernel", "resolved anew, see there"),
 )
 
