@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """The record of a rehearsal: what was rehearsed, when, with what result, and whether it still applies.
 
-Written by ``lab rehearse``, read by ``status`` and ``doctor`` on the host. What was rehearsed is told by
-fingerprints; none of them depends on addresses, which are others after each boot.
+Written by ``lab rehearse``; its ``--status`` reads it, and so can whatever runs on hosts. What was
+rehearsed is told by fingerprints; none depends on addresses, which are others after each boot.
 """
 
 from __future__ import annotations
