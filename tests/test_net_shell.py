@@ -69,6 +69,16 @@ def test_ssh_makes_private_directories_and_final_names(here: Path) -> None:
     assert {path.stat().st_mode & 0o777 for path in place.iterdir()} == {0o600}
 
 
+def test_room_is_what_the_other_side_says_or_nothing(here: Path) -> None:
+    """Nothing is no reason to leave anything out, as 0 would be."""
+    executable(here / "bin/df", "[ -e answer ] && cat answer")
+    assert shell(f"{USE_SSH}\nssh_room", here) == ""
+    (here / "answer").write_text(
+        "Filesystem 1024-blocks Used Available\n/dev/x 900 100 800 12% /\n"
+    )
+    assert shell(f"{USE_SSH}\nssh_room", here) == "800\n"
+
+
 def test_a_file_that_does_not_come_whole_keeps_its_honest_name(here: Path) -> None:
     """A connection that breaks ends the other side's input as if all had come."""
     (here / "report").write_text("whole\n")
@@ -198,16 +208,16 @@ def use_http(port: int, path: str, token: str = "s3cret") -> str:
 def test_http_puts_a_dump_of_known_length(here: Path, store: int) -> None:
     """Each file under its name, the signature in every address; any answer to HEAD will do."""
     (here / "report").write_text("{}\n")
-    text = f"""{use_http(store, "/b/{{name}}/{{file}}?sig=a%2Fb")}
+    text = f"""{use_http(store, "/b/{name}/{file}?sig=a%2Fb[1-2]")}
     http_open && http_begin host-time && http_put report capture.json && http_dump -d 31
     echo "$? $VMCORE_BYTES $VMCORE"
     http_close; ls
     """
     told = shell(text, here).splitlines()
-    assert told[0] == "0 9 http://server/b/vmcore.flat"
+    assert told[0] == f"0 9 http://server:{store}/b/host-time/vmcore.flat"
     assert Store.stored == {
-        "/b/host-time/capture.json?sig=a%2Fb": b"{}\n",
-        "/b/host-time/vmcore.flat?sig=a%2Fb": b"flat dump",
+        "/b/host-time/capture.json?sig=a%2Fb[1-2]": b"{}\n",
+        "/b/host-time/vmcore.flat?sig=a%2Fb[1-2]": b"flat dump",
     }
     assert "curl.conf" not in told
     assert "spool" not in "".join((here / "said").read_text())
@@ -243,7 +253,7 @@ def test_the_servers_status_and_words_are_the_reason(here: Path, store: int) -> 
 def test_without_room_the_dump_is_sent_without_its_length(here: Path, store: int) -> None:
     """An object store refuses that in so many words."""
     (here / "no-room").touch()
-    text = f"""{use_http(store, "/b/{{file}}")}
+    text = f"""{use_http(store, "/b/{file}")}
     http_begin n; SERVER=127.0.0.1
     http_dump -d 31; echo "$? $WHY"
     """
@@ -256,7 +266,7 @@ def test_without_room_the_dump_is_sent_without_its_length(here: Path, store: int
 @needs_curl
 def test_a_server_that_is_not_there_is_known_at_once(here: Path) -> None:
     """Curl's own words, without the address."""
-    text = f"""{use_http(1, "/b/{{file}}?sig=s1gned")}
+    text = f"""{use_http(1, "/b/{file}?sig=s1gned")}
     TARGET_TIMEOUT=10
     http_open; echo "$? $WHY"
     """

@@ -17,16 +17,20 @@ http_url() {
 # http_words FILE: into $TMP/curl.conf what curl needs for it.
 http_words() {
   case $SERVER in *:*) server="[$SERVER]" ;; *) server=$SERVER ;; esac
+  # an address needs no resolving, and curl takes none of IPv6 there
+  known="resolve = \"$TARGET_HOST:$TARGET_HTTP_PORT:$server\""
+  [ "$TARGET_HOST" != "$TARGET_ADDRESS" ] || known=''
   (
     umask 077
     cat "$TARGET_HTTP_CONFIG" - >"$TMP/curl.conf" <<END
 url = "$(http_url "$1")"
-resolve = "$TARGET_HOST:$TARGET_HTTP_PORT:$server"
+$known
 connect-timeout = $TARGET_TIMEOUT
 speed-limit = 1
 speed-time = $STALL_TIMEOUT
 output = "$TMP/answer"
 write-out = "%{http_code}"
+globoff
 silent
 show-error
 END
@@ -142,7 +146,8 @@ http_dump() {
     VMCORE_BYTES=0
     return 1
   fi
-  VMCORE=$TARGET_SPEC/vmcore.flat
+  VMCORE=$(http_url vmcore.flat)
+  VMCORE=${VMCORE%%\?*}
 }
 
 http_spool() {

@@ -29,10 +29,11 @@ ssh_open() {
   return 1
 }
 
-# KiB that are free there.
+# KiB that are free there; nothing where the other side does not say so.
 ssh_room() {
   ssh_sh 60 "df -P -k $(ssh_quote "$TARGET_PATH")" </dev/null | tail -n 1 | {
-    read -r _ _ _ free _ && json_number "$free"
+    read -r _ _ _ free _
+    case $free in '' | *[!0-9]*) ;; *) echo "$free" ;; esac
   }
 }
 
