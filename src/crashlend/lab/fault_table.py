@@ -352,6 +352,24 @@ _CAPTURE = Section(
             ),
         ),
         Fault(
+            "A server is down, has another key or a bad certificate; DHCP gives no answer",
+            "Its own words are the reason in capture.json, and the next target is tried",
+            (
+                "net-faults-6.1",
+                "test_net_ladder.py::test_a_server_that_refuses_costs_one_rung",
+                "test_net_shell.py::test_without_an_answer_the_last_address_is_tried",
+            ),
+        ),
+        Fault(
+            "A server stops answering, or the connection breaks, in the middle of a dump",
+            "Nothing there looks like a dump; it is given up in time, and the next target has the dump",
+            (
+                "net-stalls-6.1",
+                "test_net_ladder.py::test_a_connection_that_breaks_in_the_middle_costs_one_rung",
+                "test_net_shell.py::test_a_server_that_takes_nothing_is_given_up",
+            ),
+        ),
+        Fault(
             "makedumpfile is out of memory, or dies of a signal",
             "It is tried again with less memory, then at a level that leaves out more",
             (
