@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import gzip
 import lzma
+import shutil
 import stat
 from dataclasses import replace
 from pathlib import Path
@@ -169,3 +170,49 @@ def test_hooks(root: Path, tmp_path: Path) -> None:
     (hooks / "pre.d/10-a").write_text("#!/usr/bin/python3\n")
     with pytest.raises(CrashlendError, match="10-a"):
         build_initramfs(root, spec)
+
+
+def test_each_file_is_explained(root: Path) -> None:
+    """The chain of a module ends in its own reason and begins with what it is for; so do others'."""
+    (root / f"lib/modules/{RELEASE}/kernel/crc.ko.xz").write_bytes(lzma.compress(b"crc"))
+    dependencies = b"kernel/ext4.ko.xz: kernel/crc.ko.xz\nkernel/crc.ko.xz:\n"
+    (root / f"lib/modules/{RELEASE}/modules.dep").write_bytes(dependencies)
+    want = Want("ext4", "file system", chain=("dump target X",))
+    target = replace(TARGET, wants=(want,))
+    built = build_initramfs(root, CaptureSpec(RELEASE, (target,)))
+    entries = {entry.path: entry for entry in built.entries}
+    assert (*entries["/lib/modules/crc.ko"].chain, entries["/lib/modules/crc.ko"].why) == (
+        "dump target X",
+        "file system",
+        "needed by ext4",
+    )
+    assert all(entry.why for entry in built.entries)
+
+
+def test_modules_of_another_release(root: Path) -> None:
+    """Another installed kernel will do; one that is not there is refused with those that are."""
+    for name in ("kernel", "modules.dep"):
+        source = root / f"lib/modules/{RELEASE}" / name
+        place = root / "lib/modules/6.9-other" / name
+        place.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copytree(source, place) if source.is_dir() else shutil.copy(source, place)
+    built = build_initramfs(root, CaptureSpec("6.9-other", (TARGET,)))
+    assert "/lib/modules/ext4.ko" in {entry.path for entry in built.entries}
+    with pytest.raises(CrashlendError, match=r"6\.8-missing") as caught:
+        build_initramfs(root, CaptureSpec("6.8-missing", (TARGET,)))
+    assert "6.1.0-test, 6.9-other" in caught.value.hint
+    assert "install that kernel's package" in caught.value.hint
+
+
+def test_programs_are_an_archive_apart(root: Path) -> None:
+    """Where the kernel has the filter for machine code; together the two hold the same files."""
+    one = build_initramfs(root, CaptureSpec(RELEASE, (TARGET,)))
+    config = root / f"boot/config-{RELEASE}"
+    config.write_text("CONFIG_RD_XZ=y\nCONFIG_XZ_DEC_X86=y\n")
+    two = build_initramfs(root, CaptureSpec(RELEASE, (TARGET,)))
+    assert two.entries == one.entries
+    unpacked = lzma.decompress(two.data)
+    first, end = newc.parse(unpacked)
+    second, end = newc.parse(unpacked[end:])
+    assert {m.path for m in (*first, *second)} >= {e.path[1:] for e in one.entries}
+    assert [m.path for m in first if m.path.startswith("bin/makedumpfile")] == []
