@@ -51,8 +51,7 @@ def test_whatever_changes_the_result_changes_the_key(directory: Path) -> None:
     results = [pack(members, XZ, directory).data for members in (MEMBERS, *others)]
     results.append(pack(MEMBERS, {}, directory).data)
     assert len({*results}) == 6
-    assert cache_key("xz", [b"ab", b"c"]) != cache_key("xz", [b"a", b"bc"])
-    assert cache_key("xz 9", [b"a"]) != cache_key("xz 8", [b"a"])
+    assert cache_key("xz 9", b"a") != cache_key("xz 8", b"a")
 
 
 def test_only_root_can_read_it(directory: Path) -> None:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Compressed initramfs archives by content: compressing takes ten seconds, all else less than one.
 
-The key is a digest of the archives before compression and of how they are compressed. So it is
+The key is a digest of an archive before compression and of how it is compressed. So it is
 never stale: whatever would change a byte of the result changes the key, be it a file of the host, a
 setting, or another version of crashlend. Each file begins with a digest of what follows it, so one
 that is torn or damaged counts as none. They may hold key files of LUKS: the directory is root's alone.
@@ -14,24 +14,19 @@ import os
 import stat
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Optional
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
+from typing import Optional
 
 DIRECTORY = Path("/var/cache/crashlend")
-KEPT = 4  # kernels, or targets, that take turns
+KEPT = 8  # two for each of some kernels, or targets, that take turns
 _MAGIC = b"crashlend initramfs 1\n"
 _SUFFIX, _NEW = ".img", ".new-"
 _DIGEST_BYTES = hashlib.sha256().digest_size
 
 
-def cache_key(how: str, archives: Sequence[bytes]) -> str:
-    """The key of ``archives``, compressed as ``how`` says."""
+def cache_key(how: str, archive: bytes) -> str:
+    """The key of ``archive``, compressed as ``how`` says."""
     digest = hashlib.sha256(how.encode() + b"\0")
-    for archive in archives:
-        digest.update(f"{len(archive)}\n".encode())
-        digest.update(archive)
+    digest.update(archive)
     return digest.hexdigest()
 
 

@@ -46,15 +46,28 @@ def pack(
     for member in members:
         parts[apart and _is_program(member)].append(member)
     archives = [newc.build(part) for part in parts]
-    how = f"{compression} {_XZ_WORDS}"
-    key = cache_key(how, archives) if cache else ""
-    data = read_cached(cache, key) if cache else None
+    filters: tuple[tuple[Mapping[str, int], ...], ...] = ((), (_X86,))
+    data = b"".join(
+        _cached(cache, archive, compression, more)
+        for part, archive, more in zip(parts, archives, filters)
+        if part
+    )
+    unpacked = sum(len(archive) for part, archive in zip(parts, archives) if part)
+    return Packed(data, unpacked, compression)
+
+
+def _cached(
+    cache: Optional[Path], archive: bytes, compression: str, filters: Sequence[Mapping[str, int]]
+) -> bytes:
+    """The archive, compressed; each by itself, for programs change more rarely than settings."""
+    if cache is None:
+        return _compress(archive, compression, filters)
+    key = cache_key(f"{compression} {filters} {_XZ_WORDS}", archive)
+    data = read_cached(cache, key)
     if data is None:
-        pairs = zip(archives, ((), (_X86,)))
-        data = b"".join(_compress(archive, compression, more) for archive, more in pairs if archive)
-        if cache:
-            write_cached(cache, key, data)
-    return Packed(data, sum(map(len, archives)), compression)
+        data = _compress(archive, compression, filters)
+        write_cached(cache, key, data)
+    return data
 
 
 def kernel_config(root: Path, release: str) -> Mapping[str, str]:
