@@ -28,8 +28,10 @@ stack_raid() {
   stack_raid_there "$1" && return
   number=$STACK_ARRAY
   while [ -e "/sys/class/block/md$number" ]; do number=$((number + 1)); done
+  # an array that is degraded already counts as complete; without a file mdadm takes no --no-degraded
+  printf 'DEVICE partitions\nARRAY /dev/md%s UUID=%s\n' "$number" "$1" >"$TMP/mdadm.conf"
   how=--no-degraded
-  until bounded 30 mdadm --assemble "/dev/md$number" --uuid="$1" --config=partitions $how >>"$LOG" 2>&1 &&
+  until bounded 30 mdadm --assemble --scan --config="$TMP/mdadm.conf" $how >>"$LOG" 2>&1 &&
     [ -b "/dev/md$number" ]; do
     if stack_over "$TARGET_TIMEOUT"; then
       fail "cannot assemble the RAID $1 of the dump target"
