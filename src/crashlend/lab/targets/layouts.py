@@ -117,10 +117,14 @@ def make_disks(spec: Spec, directory: Path) -> tuple[Disk, ...]:
 
 
 def load_words(spec: Spec) -> list[str]:
-    """Crashlend's words: the layout's target, and behind it the lab's own disk, to tell by."""
-    return (
-        ["--target", f"{find_layout(spec.disk_layout).target} /dev/vdb"] if spec.disk_layout else []
-    )
+    """crashlend's words: the layout's target, and behind it the lab's own disk, to tell by.
+
+    argon2 takes more than a minute under emulation.
+    """
+    if not spec.disk_layout:
+        return []
+    target = find_layout(spec.disk_layout).target
+    return ["--target", f"{target} /dev/vdb", "--target-timeout", "300", "--total-timeout", "1200"]
 
 
 def check_target(spec: Spec, saved: Saved) -> list[Check]:
