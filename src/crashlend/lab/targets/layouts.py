@@ -117,7 +117,7 @@ def make_disks(spec: Spec, directory: Path) -> tuple[Disk, ...]:
 
 
 def load_words(spec: Spec) -> list[str]:
-    """crashlend's words: the layout's target, and behind it the lab's own disk, to tell by.
+    """Crashlend's words: the layout's target, and behind it the lab's own disk, to tell by.
 
     argon2 takes more than a minute under emulation.
     """
