@@ -69,7 +69,7 @@ class Settings:
         "",
         Text(),
         "where dumps go, one or several in order of preference, by blanks: UUID=..., LABEL=... or /dev/..., "
-        "nfs://SERVER/EXPORT, ssh://USER@HOST/DIRECTORY, https://HOST/PATH/",
+        "raw:PARTUUID=... or raw:/dev/... (no file system), nfs://SERVER/EXPORT, ssh://USER@HOST/DIRECTORY, https://HOST/PATH/",
         unset="the file system that holds the setting path",
     )
     path: str = _setting("/var/crash", AbsolutePath(), "the directory for dumps on the target")
