@@ -16,8 +16,8 @@ from crashlend.capture.targets.find import find_targets
 from crashlend.errors import CrashlendError
 from crashlend.facts import Facts, read_facts
 from crashlend.hostfiles import open_host
+from crashlend.load_conf import STALL_SECONDS
 from crashlend.payload import Files, find_kernel, read_files
-from crashlend.plan import STALL_SECONDS
 
 if TYPE_CHECKING:
     import argparse
