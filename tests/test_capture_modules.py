@@ -122,3 +122,13 @@ def test_the_times_of_the_settings_are_in_the_initramfs(
     monkeypatch.setattr(hosts, "find_targets", lambda *_: ())
     spec = hosts.capture_spec(settings, "6.1", tmp_path)
     assert (spec.total_timeout, spec.stall_timeout) == (total, stall)
+
+
+def test_dumps_are_named_after_the_host(monkeypatch: pytest.MonkeyPatch, host: Host) -> None:
+    """By its name as it is now, else as it is configured; dumps of several may meet on a server."""
+    monkeypatch.setattr(hosts, "find_targets", lambda *_: ())
+    assert hosts.capture_spec(Settings(), "6.1", host.root).host == ""
+    host.write("etc/hostname", "web0\n")
+    assert hosts.capture_spec(Settings(), "6.1", host.root).host == "web0"
+    host.write("proc/sys/kernel/hostname", "web1.example.org\n")
+    assert hosts.capture_spec(Settings(), "6.1", host.root).host == "web1.example.org"

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Callable, Optional
 
 from crashlend import config
 from crashlend.capture import cache
+from crashlend.capture.hosttree import read_text
 from crashlend.capture.initramfs import CaptureSpec, build_initramfs
 from crashlend.capture.makedumpfile_probe import look_at
 from crashlend.capture.targets.access import Access
@@ -73,6 +74,8 @@ def capture_spec(settings: config.Settings, release: str, root: Path) -> Capture
         targets=find_targets(root, settings.target, settings.path, access_of(settings)),
         dump_level=settings.dump_level,
         final_action=settings.final_action,
+        # dumps of several hosts may meet on one server
+        host=read_text(root / "proc/sys/kernel/hostname") or read_text(root / "etc/hostname"),
         hooks=root / settings.hooks.lstrip("/"),
         total_timeout=settings.total_timeout or 2 * stall,
         stall_timeout=stall,
