@@ -128,6 +128,15 @@ def test_the_next_target_is_tried(tmp_path: Path) -> None:
     assert world.lines("ends") == []
 
 
+def test_nothing_of_one_target_is_left_for_the_next(tmp_path: Path) -> None:
+    """A raw device after a file system on LVM must not be looked for among stacked devices."""
+    World(tmp_path, ["one", "two"])
+    (tmp_path / "targets/0.conf").write_text("TARGET_KIND=fs TARGET_STACK='a b' TARGET_X2=1\n")
+    script = 'TARGET_TIMEOUT=7; use_target 0; echo "$TARGET_STACK"; use_target 1\n'
+    script += 'echo "${TARGET_STACK-none} ${TARGET_X2-none} $TARGET_TIMEOUT $TARGET_SPEC"'
+    assert shell(script, tmp_path).splitlines() == ["a b", "none none 7 two"]
+
+
 def test_a_target_that_takes_no_file_is_given_up(tmp_path: Path) -> None:
     """A target may be reached, and be read-only: no time is spent on a dump there."""
     world = World(tmp_path, ["locked", "good"])

@@ -22,6 +22,10 @@ defaults() {
 
 # What belongs to one target.
 no_target() {
+  # whatever the last one had: another kind would take it for its own
+  for name in $(set | sed -n 's/^\(TARGET_[A-Z0-9_]*\)=.*/\1/p'); do
+    [ "$name" = TARGET_TIMEOUT ] || unset "$name"
+  done
   TARGET_KIND='' TARGET_SPEC='' TARGET_MOUNTED='' DIR=''
 }
 
