@@ -8,16 +8,21 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+import test_capture_raw
 import test_file_handover as file_mode
 from build import RESERVATION, facts, payload
 from capture_shell import STUBS, needs_busybox, shell
 from crashlend.capture.initramfs import load_archive
+from crashlend.capture.rawdump import TAKEN
 from crashlend.config import Settings
-from crashlend.dumps.directory import lent_of
+from crashlend.dumps.check import check_dump
+from crashlend.dumps.directory import lent_of, read_dump
+from crashlend.dumps.recover import recover_raw
 from crashlend.formats import newc
 from crashlend.plan import make_plan
 from crashlend.ranges import Ranges
 from crashlend.sizes import GIB, MIB
+from dump_files import flatten, kdump
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -175,3 +180,22 @@ def test_the_length_of_the_variables_does_not_depend_on_where_the_reservation_be
     ]
     assert len(words[0]) == len(words[1])
     assert words[0] != words[1]
+
+
+@needs_busybox
+def test_what_init_put_on_a_raw_device_is_recovered(tmp_path: Path) -> None:
+    """Init's own table and sections; the stream is makedumpfile's: a whole dump, usable."""
+    raw = test_capture_raw.world(tmp_path)
+    (tmp_path / "flat").write_bytes(flatten(kdump()))
+    stream = 'stream_dump() { raw_sink <"$TMP/flat" 2>"$TMP/sink.log"; }'
+    report = raw.capture("ok", more=f"{test_capture_raw.FIND}\n{stream}")
+    assert report["ok"] is True
+    path, made = recover_raw(tmp_path / "device", tmp_path / "crash", mark=True)
+    assert made
+    assert (path / "vmcore").read_bytes() == kdump()
+    dump = read_dump(path)
+    assert dump.complete, dump.faults
+    assert dump.strange == ()
+    assert [f.what for f in check_dump(dump, independent=False).findings if f.ok is False] == []
+    table, _ = test_capture_raw.read(tmp_path)
+    assert table.state == TAKEN

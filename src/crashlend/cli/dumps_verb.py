@@ -266,11 +266,9 @@ def _recover(args: argparse.Namespace) -> int:
 def _raw_place(args: argparse.Namespace) -> Path:
     """Where the directory of a raw dump goes: the path of the settings where no target is mounted."""
     try:
-        place = _places(args)[0]
+        return _places(args)[0]
     except CrashlendError:
-        place = Path(args.root, settings_from(args).path.lstrip("/"))
-    place.mkdir(mode=0o700, parents=True, exist_ok=True)
-    return place
+        return Path(args.root, settings_from(args).path.lstrip("/"))
 
 
 _ACTIONS = {

@@ -84,6 +84,7 @@ def recover_raw(device: Path, where: Path, *, mark: bool = False) -> tuple[Path,
 def _copy_sections(fd: int, table: rawdump.RawDump, done: Path, what: str) -> None:
     """All files, in a directory that has its name when they are whole."""
     going = done.with_name(RECOVERING + done.name)
+    done.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     going.mkdir(mode=0o700, exist_ok=True)
     for item in going.iterdir():  # of a recovery that was interrupted
         item.unlink()
@@ -156,7 +157,8 @@ def _told(what: str) -> Iterator[None]:
         raise CrashlendError(what, str(error), hint=_HINT_DAMAGED) from error
     except OSError as error:
         hint = _HINT_SPACE if error.errno == errno.ENOSPC else ""
-        raise CrashlendError(what, error.strerror or str(error), hint=hint) from error
+        where = f"{error.filename}: " if error.filename else ""
+        raise CrashlendError(what, f"{where}{error.strerror or error}", hint=hint) from error
 
 
 def _sync_directory(path: Path) -> None:
