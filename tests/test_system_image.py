@@ -65,6 +65,11 @@ def test_files_are_put_into_an_image_and_read_again(disk: Path, tmp_path: Path) 
     copied = copy_directory(disk, "/usr", tmp_path / "out")
     assert (copied / "sbin/program").stat().st_mode & 0o777 == 0o755
     assert (copied / "sbin/program").read_bytes() == program
+    write_files(disk, {"/usr/sbin/other": (b"new", 0o755)})
+    (copied / "sbin/program").write_bytes(b"of an earlier run")
+    again = copy_directory(disk, "/usr", tmp_path / "out")
+    assert (again / "sbin/other").read_bytes() == b"new"
+    assert (again / "sbin/program").read_bytes() == program
 
 
 def test_what_is_no_image_is_said(tmp_path: Path) -> None:

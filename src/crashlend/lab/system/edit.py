@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import tempfile
 from pathlib import Path
@@ -54,8 +55,13 @@ def read_file(image: Path, path: str) -> bytes:
 
 
 def copy_directory(image: Path, path: str, into: Path) -> Path:
-    """Copy a directory of the image below ``into``; returns where it is (it may not be)."""
+    """Copy a directory of the image below ``into``; returns where it is (it may not be).
+
+    What an earlier run left there is removed: debugfs copies nothing over it, and does not say so.
+    """
     into.mkdir(parents=True, exist_ok=True)
+    if (into / Path(path).name).is_dir():
+        shutil.rmtree(into / Path(path).name)
     # debugfs takes no path with a blank for the host's side
     _debugfs(image, ["-R", f"rdump {path} {os.path.relpath(into, into)}"], directory=into)
     return into / Path(path).name
