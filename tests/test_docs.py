@@ -16,6 +16,7 @@ from crashlend import config
 from crashlend.cli.main import VERBS
 from crashlend.lab import fault_table, faults
 from crashlend.lab.suites.faults import FAULTS
+from crashlend.lab.suites.system import SYSTEM
 from crashlend.lab.suites.table import SUITE
 from crashlend.lenders.census import KINDS, NO_FLAGS
 
@@ -154,4 +155,4 @@ def test_kept_results_are_of_trials_that_passed() -> None:
         result = json.loads(path.read_text())
         assert result["name"] == path.stem
         assert result["passed"] is True
-        assert path.stem in {trial.name for trial in SUITE}
+        assert path.stem in {trial.name for trial in (*SUITE, *SYSTEM)}
