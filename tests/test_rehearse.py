@@ -27,6 +27,7 @@ from crashlend.formats import newc
 from crashlend.lab import kernels
 from crashlend.lab.kernels import Kernel
 from crashlend.lab.outcome import Outcome
+from crashlend.lab.packages import find_tool
 from crashlend.lab.qemu import Report
 from crashlend.lab.spec import Check, Spec
 from crashlend.lab.twin import standin
@@ -476,7 +477,8 @@ def test_an_unprivileged_reader_is_told(tmp_path: Path, capsys: pytest.CaptureFi
 def test_the_stand_ins_image_is_a_file_system(tmp_path: Path) -> None:
     """A check of the file system finds nothing wrong, and it is sparse."""
     found = made(tmp_path, initramfs())
-    done = subprocess.run(["e2fsck", "-fn", found.image], capture_output=True, check=False)
+    words = [find_tool("e2fsck"), "-fn", str(found.image)]
+    done = subprocess.run(words, capture_output=True, check=False)
     assert done.returncode == 0
     assert found.image.stat().st_blocks * 512 < 128 * MIB
 
