@@ -107,7 +107,7 @@ TARGETS_NET = (
             f"ssh://root@{NAME}{SINK} https://{NAME}/dumps/ nfs://{ADDRESSES[0]}{SINK} {LOCAL}",
             *client.KNOWN,
             *client.WEB,
-            *("--stall-timeout", "30", "--target-timeout", "30"),
+            *("--stall-timeout", "30", "--target-timeout", "30", "--total-timeout", "900"),
             net="stalls",
             net_reasons=("", "", ""),
         ),
