@@ -360,7 +360,9 @@ def device_words(disk: Disk) -> list[str]:
     if disk.bus == "ahci":
         controller = f"ahci-{disk.name}"
         return ["-device", f"ahci,id={controller}", "-device", f"ide-hd,{drive},bus={controller}.0"]
-    return ["-device", f"virtio-blk-pci,{drive}"]
+    # behind the guest's own disks, which QEMU puts into the first free slots: names follow slots
+    slot = 0x10 + int(disk.name[-1])
+    return ["-device", f"virtio-blk-pci,{drive},addr={slot:#x}"]
 
 
 def find_qemu() -> str:

@@ -134,7 +134,7 @@ def check_target(spec: Spec, saved: Saved) -> list[Check]:
     ladder: list[dict[str, Any]] = saved.capture.get("ladder", [])
     dumped = [rung for rung in ladder if rung.get("step") == "dump" and rung.get("ok")]
     reasons = [rung["reason"] for rung in ladder if rung.get("reason")]
-    first = ladder[0]["target"] if ladder else ""
+    first = next((rung["target"] for rung in ladder if rung["target"]), "")
     good = bool(dumped) and dumped[-1]["target"] == first and saved.capture.get("ok") is True
     told = f"{dumped[-1]['target']} ({spec.disk_layout})" if dumped else "; ".join(reasons)
     return [Check("dump saved on the target that was asked for", good, told or "no ladder")]
