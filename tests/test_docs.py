@@ -28,6 +28,7 @@ OWN_FORM = (
     "matrix",
     "soak",
     "soak-explained",
+    "initramfs-sizes",
 )  # results that are no single trial's
 
 
