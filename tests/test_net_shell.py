@@ -263,6 +263,26 @@ def test_without_room_the_dump_is_sent_without_its_length(here: Path, store: int
     assert Store.stored == {}
 
 
+def test_a_server_that_does_not_answer_is_asked_twice(here: Path) -> None:
+    """A network that has just come up may lose what is sent first; other errors come at once."""
+    executable(
+        here / "bin/curl",
+        "echo >>asked; [ -e asked.twice ] && exit 0; echo 'curl: (28) slow' >&2; "
+        "touch asked.twice; exit 28",
+    )
+    text = f"""{use_http(1, "/b/{file}")}
+    http_open; echo $?; grep -c . said
+    """
+    assert shell(text, here) == "0\n1\n"
+    executable(here / "bin/curl", "echo 'curl: (60) bad' >&2; echo >>asked; exit 60")
+    (here / "asked").unlink()
+    text = f"""{use_http(1, "/b/{file}")}
+    http_open; echo "$WHY"; wc -l <asked
+    """
+    assert shell(text, here).split("\n")[0] == "http://server/b: curl: (60) bad"
+    assert (here / "asked").read_text() == "\n"
+
+
 @needs_curl
 def test_a_server_that_is_not_there_is_known_at_once(here: Path) -> None:
     """Curl's own words, without the address."""

@@ -23,7 +23,8 @@ ssh_open() {
   network_up || return 1
   SERVER=$(network_address)
   place=$(ssh_quote "$TARGET_PATH")
-  ssh_sh "$TARGET_TIMEOUT" "umask 077; mkdir -p $place && [ -w $place ] || {
+  # ssh says what it waited for, if it is the one to end it
+  ssh_sh $((TARGET_TIMEOUT + 5)) "umask 077; mkdir -p $place && [ -w $place ] || {
     echo cannot write to $place >&2; exit 1; }" </dev/null && return 0
   fail "$TARGET_SPEC: $(network_why "$TMP/ssh.log")"
   return 1

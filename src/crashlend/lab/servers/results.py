@@ -54,6 +54,9 @@ def check_net(spec: Spec, saved: Saved, served: Served) -> Iterator[Check]:
         bool(ladder) and ladder[-1].get("ok") is True and told,
         "; ".join(reasons) or f"at once, on {ladder[-1].get('target') if ladder else 'nothing'}",
     )
+    told_us = [f"{e.get('at')} {e.get('event')}: {e.get('what')}" for e in served.report.events]
+    serving = any(e.get("event") == "serving" for e in served.report.events)
+    yield Check("the servers were there", serving, "; ".join(told_us)[-400:])
     if net.stall:
         stalls = [e.get("what") for e in served.report.events if e.get("event") == "stalled"]
         yield Check(
