@@ -364,7 +364,6 @@ _CAPTURE = Section(
             "A server stops answering, or the connection breaks, in the middle of a dump",
             "Nothing there looks like a dump; it is given up in time, and the next target has the dump",
             (
-                "net-stalls-6.1",
                 "test_net_ladder.py::test_a_connection_that_breaks_in_the_middle_costs_one_rung",
                 "test_net_shell.py::test_a_server_that_takes_nothing_is_given_up",
             ),
