@@ -29,6 +29,7 @@ from crashlend.capture.makedumpfile import (
 )
 from crashlend.capture.makedumpfile_probe import core_of, find_threads, look_at, supports
 from crashlend.config import Settings
+from crashlend.lab.opener import lacks
 from crashlend.plan import make_plan
 from test_elf import build_elf
 
@@ -286,3 +287,20 @@ def test_the_plan_passes_it_on() -> None:
     for syscall in ("load", "file"):
         plan = make_plan(facts(), Settings(lend=0, syscall=syscall), given)
         assert plan.notes.count("makedumpfile is too old") == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "built_in", "lacking"),
+    [
+        (["-z", "--num-threads", "3", "-d", "31"], {"zstd": "disabled"}, True),
+        (["-z", "-d", "31"], {"zstd": "enabled"}, False),
+        (["-l", "-d", "31"], {"lzo": "enabled", "zstd": "disabled"}, False),
+        (["-d", "31"], {}, False),
+        ([], {}, False),
+    ],
+)
+def test_which_dumps_another_makedumpfile_must_open(
+    words: list[str], built_in: dict[str, str], lacking: bool
+) -> None:
+    """One without zstd finds nothing in a dump that has it, so the lab takes the guest's own."""
+    assert lacks(words, program(**built_in)) is lacking

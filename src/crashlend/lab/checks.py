@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 import subprocess
 import tempfile
 from pathlib import Path
@@ -17,6 +16,7 @@ from crashlend.lab.fault_checks import check_crash, check_faults
 from crashlend.lab.holes import check_holes, holes_of
 from crashlend.lab.kills import check_kills
 from crashlend.lab.late import check_late
+from crashlend.lab.opener import opener
 from crashlend.lab.shape import check_shape
 from crashlend.lab.spec import Check
 from crashlend.lab.watch import PRODUCTIONS_OWN, crash_kernel_lines, last_panic
@@ -409,13 +409,16 @@ def _dump_opens(saved: Saved, spec: Spec) -> Check:
     name = "dump opens and its log ends in the panic"
     if saved.vmcore is None:
         return Check(name, False, "there is no dump")
-    tool = shutil.which("makedumpfile")
-    if tool is None:
-        return Check(name, False, "makedumpfile is not installed here")
+    words = (saved.capture.get("makedumpfile") or {}).get("args", [])
     with tempfile.TemporaryDirectory(prefix="crashlend-") as directory:
+        scratch = Path(directory) / "guest"
+        scratch.mkdir()
+        command = opener(words, spec.kernel, scratch)
+        if not command:
+            return Check(name, False, "makedumpfile is not installed here")
         out = Path(directory) / "dmesg"
         done = subprocess.run(
-            [tool, "--dump-dmesg", str(saved.vmcore), str(out)],
+            [*command, "--dump-dmesg", str(saved.vmcore), str(out)],
             capture_output=True,
             text=True,
             check=False,
