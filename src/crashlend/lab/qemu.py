@@ -38,7 +38,7 @@ PAGE = 4096
 # the C library, clearing and copying memory is several times faster.
 CPU_MODEL = "max,-erms,-fsrm"
 # A guest that prints nothing is a hung accelerator, not a slow one.
-KVM_PROBE_SECONDS = 5
+KVM_PROBE_SECONDS = 15
 SPARE_SLOTS = 4
 EVENT_BEGINS = b'{"event"'
 
@@ -380,20 +380,21 @@ def find_qemu() -> str:
 def choose_accel(wish: str, kernel: Path, directory: Path) -> str:
     """``kvm`` where it really works, else ``tcg``. ``auto`` probes; a wish for kvm that fails errs.
 
-    /dev/kvm may exist and hang: a guest started on it never prints. So a tiny guest (the kernel
-    alone, which panics for want of a root) must show its first words within a few seconds.
+    /dev/kvm may exist and hang: a guest started on it prints nothing, or firmware's and the boot
+    code's first words alone. So a tiny guest (the kernel alone) must come as far as its panic for
+    want of a root within a few seconds.
     """
     if wish == "tcg":
         return "tcg"
-    works = os.access("/dev/kvm", os.R_OK | os.W_OK) and _kvm_prints(kernel, directory)
+    works = os.access("/dev/kvm", os.R_OK | os.W_OK) and _kvm_boots(kernel, directory)
     if not works and wish == "kvm":
         raise CrashlendError(
-            "KVM does not work here", "a tiny guest printed nothing", hint="use --accel tcg"
+            "KVM does not work here", "a tiny guest did not boot", hint="use --accel tcg"
         )
     return "kvm" if works else "tcg"
 
 
-def _kvm_prints(kernel: Path, directory: Path) -> bool:
+def _kvm_boots(kernel: Path, directory: Path) -> bool:
     console = directory / "kvm-probe.log"
     argv: Sequence[str] = [
         find_qemu(),
@@ -412,9 +413,13 @@ def _kvm_prints(kernel: Path, directory: Path) -> bool:
         for _ in range(KVM_PROBE_SECONDS * 10):
             if process.poll() is not None:
                 break
-            if console.exists() and console.stat().st_size > 0:
+            if _panicked(console):
                 return True
             time.sleep(0.1)
-        return console.exists() and console.stat().st_size > 0
+        return _panicked(console)
     finally:
         _end(process, 0)
+
+
+def _panicked(console: Path) -> bool:
+    return console.exists() and b"Kernel panic" in console.read_bytes()
