@@ -24,6 +24,7 @@ ROOT = Path(__file__).resolve().parent.parent
 OWN_FORM = (
     "agree",
     "bench",
+    "capture-bench",
     "judges",
     "matrix",
     "soak",

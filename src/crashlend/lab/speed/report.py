@@ -29,7 +29,7 @@ _COMPARE = """\
 The same Debian {kernel} system, {memory} of memory, one virtio disk with ext4, and for all the command
 line `{cmdline}` (this kernel ignores `,cma`: 320 MiB are reserved). kdump-tools: its own initramfs,
 its own `kexec`, its own settings, as its package installs them. crashlend: `crashlend load`, the initramfs
-that it builds there. Both dump at level 31 to /var/crash. They took turns, {rounds} rounds; medians,
+that it builds there. Both dump at level 31 to /var/crash. They took turns, rounds: {rounds}; medians,
 least to most in brackets. All times are from the panic, on the host's clock; "CPU" is what QEMU has had
 of the host's CPUs from the panic until the dump was saved: work without waiting, and without what
 others did on this machine meanwhile.
