@@ -159,17 +159,21 @@ stall_guard() {
 
 # outlive PID: its exit status, as long as stall_guard lets it run; 124 when even that does not end it.
 outlive() {
+  nap=50000
   until ended "$1"; do
     if [ -e "$TMP/stalled" ]; then
       await "$1" 10
       return
     fi
-    usleep 200000
+    # each look starts a process, on the CPU that makedumpfile has
+    usleep "$nap"
+    [ "$nap" -ge 500000 ] || nap=$((nap * 5 / 4))
   done
   wait "$1"
 }
 
-# Keep the least MemAvailable (KiB) that was seen in a file.
+# Keep the least MemAvailable (KiB) that was seen in a file. Not more often: a look starts a process,
+# and the crash kernel may have a single CPU.
 sample_memory() {
   least=''
   while :; do
@@ -184,6 +188,6 @@ sample_memory() {
       least=$available
       echo "$least" >"$TMP/least"
     fi
-    usleep 200000 || sleep 1
+    usleep 500000 || sleep 1
   done
 }
