@@ -128,6 +128,8 @@ def test_dumps_are_named_after_the_host(monkeypatch: pytest.MonkeyPatch, host: H
     """By its name as it is now, else as it is configured; dumps of several may meet on a server."""
     monkeypatch.setattr(hosts, "find_targets", lambda *_: ())
     assert hosts.capture_spec(Settings(), "6.1", host.root).host == ""
+    host.write("proc/sys/kernel/hostname", "(none)\n")
+    assert hosts.capture_spec(Settings(), "6.1", host.root).host == ""
     host.write("etc/hostname", "web0\n")
     assert hosts.capture_spec(Settings(), "6.1", host.root).host == "web0"
     host.write("proc/sys/kernel/hostname", "web1.example.org\n")

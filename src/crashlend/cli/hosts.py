@@ -65,6 +65,12 @@ def access_of(settings: config.Settings) -> Access:
     return Access(**{name: getattr(settings, name) for name in ACCESS})
 
 
+def _host_name(root: Path) -> str:
+    """The host's name; "(none)" is the kernel's word for one that was never given."""
+    names = (read_text(root / path) for path in ("proc/sys/kernel/hostname", "etc/hostname"))
+    return next((name for name in names if name not in ("", "(none)")), "")
+
+
 def capture_spec(settings: config.Settings, release: str, root: Path) -> CaptureSpec:
     """What the capture initramfs must hold for this host and these settings."""
     # a load by crashlend tells the capture more, by how much memory there is; another's does not
@@ -75,7 +81,7 @@ def capture_spec(settings: config.Settings, release: str, root: Path) -> Capture
         dump_level=settings.dump_level,
         final_action=settings.final_action,
         # dumps of several hosts may meet on one server
-        host=read_text(root / "proc/sys/kernel/hostname") or read_text(root / "etc/hostname"),
+        host=_host_name(root),
         hooks=root / settings.hooks.lstrip("/"),
         total_timeout=settings.total_timeout or 2 * stall,
         stall_timeout=stall,
