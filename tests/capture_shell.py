@@ -12,6 +12,7 @@ import pytest
 from crashlend.capture.script import KINDS, PARTS, script
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
 BUSYBOX = shutil.which("busybox")
@@ -24,7 +25,14 @@ DIR=$PWD TARGET_KIND=fs
 """
 
 
-def shell(text: str, cwd: Path) -> str:
+# Those that may be /bin/sh in an initramfs: what init needs must work in each.
+SHELLS = [
+    pytest.param(shell, marks=pytest.mark.skipif(shutil.which(shell[0]) is None, reason="no shell"))
+    for shell in (("busybox", "sh"), ("dash",), ("bash", "--posix"))
+]
+
+
+def shell(text: str, cwd: Path, by: Sequence[str] = ("busybox", "sh")) -> str:
     """What ``text`` prints, run in ``cwd`` with the functions of /init for every kind of target.
 
     TMP, ETC and LOG are in ``cwd``; programs in ``cwd``/bin come first.
@@ -36,7 +44,7 @@ def shell(text: str, cwd: Path) -> str:
     setup += ":/bin:/usr/bin:/sbin:/usr/sbin"
     if BUSYBOX is None:
         pytest.skip("busybox is not installed")
-    command = [BUSYBOX, "sh", "-c", f"{setup}\n{text}"]
+    command = [*by, "-c", f"{setup}\n{text}"]
     done = subprocess.run(command, cwd=cwd, capture_output=True, check=True, text=True, timeout=60)
     return done.stdout
 

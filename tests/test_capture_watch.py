@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import crashlend
-from capture_shell import executable, needs_busybox, shell
+from capture_shell import SHELLS, executable, needs_busybox, shell
 
 pytestmark = needs_busybox
 
@@ -50,6 +50,25 @@ def test_a_command_that_takes_too_long_is_ended(tmp_path: Path) -> None:
     bounded 1 sleep 50; echo $?
     """
     assert shell(script, tmp_path).split() == ["in", "3", "137"]
+
+
+@pytest.mark.parametrize("by", SHELLS)
+def test_init_begins_without_a_console(tmp_path: Path, by: tuple[str, ...]) -> None:
+    """The kernel opens no descriptors where console= names none that is there; all runs anyway."""
+    script = """
+    defaults() { :; }
+    mount_kernel_file_systems() { :; }
+    dead_man() { :; }
+    sample_memory() { :; }
+    write_early() { :; }
+    say() { :; }
+    leave() { :; }
+    usleep() { sleep 0.01; }
+    capture() { echo fed | bounded 9 cat >saved; bounded 9 cp saved copied; }
+    (main) <&- >&- 2>&-
+    cat saved copied
+    """
+    assert shell(script, tmp_path, by) == "fed\nfed\n"
 
 
 def test_a_zombie_has_ended(tmp_path: Path) -> None:

@@ -14,6 +14,14 @@ mount_kernel_file_systems() {
   mount -t tmpfs -o mode=1777 tmpfs /tmp
 }
 
+# Where production's console= names none that this kernel has, init begins without descriptors 0 to 2
+# (console_on_rootfs() in init/main.c), and whatever takes over standard input fails.
+open_descriptors() {
+  [ -e /proc/self/fd/0 ] || exec 0</dev/null
+  [ -e /proc/self/fd/1 ] || exec 1>/dev/null
+  exec 2>>"$LOG"
+}
+
 # write_early SYSCTL: what is written goes to the disk from the first megabytes on. The kernel would
 # begin at a tenth of memory: with gigabytes of it the disk idles while makedumpfile compresses, and
 # makedumpfile while the disk writes.
@@ -53,7 +61,7 @@ main() {
   defaults
   trap ended_early EXIT
   mount_kernel_file_systems
-  exec 2>>"$LOG"
+  open_descriptors
   # shellcheck source=/dev/null
   [ -r "$ETC/capture.conf" ] && . "$ETC/capture.conf"
   # shellcheck source=/dev/null
