@@ -69,12 +69,17 @@ class World:
             text = f"TARGET_KIND=fs TARGET_SPEC={name} TARGET_PATH=/crash\n"
             (where / f"targets/{number}.conf").write_text(text)
 
-    def capture(self, *runs: str, more: str = "") -> dict[str, Any]:
-        """One capture with these ends of makedumpfile's runs; the last report."""
+    def capture(
+        self, *runs: str, more: str = "", by: Sequence[str] = ("busybox", "sh")
+    ) -> dict[str, Any]:
+        """One capture with these ends of makedumpfile's runs; the last report.
+
+        Debian's busybox runs its own dd whatever is in PATH; other shells do not.
+        """
         (self.where / "queue").write_text("".join(f"{run}\n" for run in runs))
         numbers = " ".join(str(n) for n in range(len(self.targets)))
         text = f"{SETUP}TARGETS='{numbers}'\n{more}\ncapture\ncat \"$CAPTURE_JSON\""
-        report: dict[str, Any] = json.loads(shell(text, self.where))
+        report: dict[str, Any] = json.loads(shell(text, self.where, by))
         return report
 
     def lines(self, name: str) -> list[str]:

@@ -33,7 +33,48 @@ def test_the_deadline_moves_with_a_dump_that_grows(tmp_path: Path) -> None:
     now() { echo 100000; }
     left
     """
-    assert shell(script, tmp_path).split() == ["60500", "60500", "142000", "390"]
+    assert shell(script, tmp_path).split() == ["60500", "60500", "148000", "450"]
+
+
+# A process that has ended once its guard has given it up, or after a number of looks.
+GUARDED = """
+STALL_TIMEOUT=60 looks=0
+sleep() { :; }
+kill() { echo "killed $2"; }
+ended() { looks=$((looks + 1)); [ -e stalled ] || [ "$looks" -gt 50 ]; }
+grows() { read -r n <n; echo $((n + 1)) | tee n; }
+echo 5 >n
+"""
+
+
+@pytest.mark.parametrize(
+    ("total", "limit", "count", "why"),
+    [
+        (600, 0, "cat n", "nothing was written for 60 s"),
+        (60, 0, "cat n", "nothing was written, and no time was left"),
+        (60, 0, "grows", ""),  # a dump that grows moves the time that is left
+        (600, 200, "grows", "the dump took longer than 200 s"),
+    ],
+)
+def test_what_is_guarded_goes_on_as_long_as_it_grows(
+    tmp_path: Path, total: int, limit: int, count: str, why: str
+) -> None:
+    """And no longer: a process that never writes does not move the deadline by being started."""
+    script = CLOCK + GUARDED + f"TOTAL_TIMEOUT={total}; stall_guard 7 {limit} {count}"
+    assert shell(script, tmp_path) == ("killed 7\n" if why else "")
+    stalled = tmp_path / "stalled"
+    assert (stalled.read_text() if stalled.exists() else "") == (f"{why}\n" if why else "")
+    assert (tmp_path / "grown").exists() == (count == "grows")
+
+
+def test_what_waits_for_disks_becomes_less(tmp_path: Path) -> None:
+    """The number that is watched while a dump is written out grows by what disks have taken."""
+    meminfo = "MemTotal: 900 kB\nDirty: {} kB\nWriteback: {} kB\nNFS_Unstable: {} kB\n"
+    numbers = []
+    for amounts in ((500, 0, 0), (100, 350, 0), (0, 0, 50), (0, 0, 0)):
+        (tmp_path / "meminfo").write_text(meminfo.format(*amounts))
+        numbers.append(int(shell("PROC=$PWD; written_out", tmp_path)))
+    assert [number - numbers[0] for number in numbers] == [0, 50, 450, 500]
 
 
 def test_what_no_signal_ends_is_left_behind(tmp_path: Path) -> None:

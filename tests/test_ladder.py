@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from capture_shell import needs_busybox, shell
+from capture_shell import SHELLS, executable, needs_busybox, shell
 from capture_world import World, rungs
 
 if TYPE_CHECKING:
@@ -17,6 +17,11 @@ if TYPE_CHECKING:
 pytestmark = needs_busybox
 
 SAVED = {"capture.json", "capture.log", "dmesg.txt", "holes.json", "vmcore"}
+# Never comes to the end of writing out a dump to "slow".
+SLOW_DD = """
+case $(readlink /proc/$$/fd/1) in */slow/*vmcore*) exec sleep 50 ;; esac
+exec busybox dd "$@"
+"""
 LOG_SAVED = ("dmesg", "", True)
 
 
@@ -171,7 +176,7 @@ def test_a_dump_that_stands_still_is_ended(tmp_path: Path) -> None:
         *on("good"),
         ("dump", "good", True, 0),
     ]
-    why = "makedumpfile ended with 137: the dump had not grown for 1 s"
+    why = "makedumpfile ended with 137: nothing was written for 1 s"
     assert report["ladder"][3]["reason"] == why
 
 
@@ -237,6 +242,24 @@ def test_a_full_disk_at_the_final_flush_is_no_dump(tmp_path: Path) -> None:
     ]
     assert "vmcore" not in world.saved("lies")
     assert "cannot write the dump out" in report["ladder"][3]["reason"]
+
+
+@pytest.mark.parametrize("by", SHELLS[1:])
+def test_a_dump_that_is_not_written_out_in_time_stays(tmp_path: Path, by: tuple[str, ...]) -> None:
+    """It is complete but for that: it is not removed for one that leaves out more."""
+    world = World(tmp_path, ["slow", "good"])
+    executable(tmp_path / "bin/dd", SLOW_DD)
+    more = "STALL_TIMEOUT=1 DUMP_LEVEL=0; written_out() { echo 1; }"
+    report = world.capture("ok", "ok", more=more, by=by)
+    assert rungs(report)[3:] == [
+        ("dump", "slow", False, 0),
+        *on("good"),
+        ("dump", "good", True, 0),
+    ]
+    assert report["ladder"][3]["reason"] == (
+        "cannot write the dump out: nothing was written for 1 s"
+    )
+    assert world.saved("slow")["vmcore.incomplete"] == "the dump"
 
 
 def test_a_dump_that_fills_the_disk_leaves_room_for_the_report(tmp_path: Path) -> None:

@@ -91,8 +91,3 @@ bounded() {
 size_of() {
   stat -c %s "$1" 2>/dev/null || echo 0
 }
-
-# Write a file out and ask whether that worked. Appending nothing cannot truncate it.
-flush() {
-  bounded 120 dd if=/dev/null conv=fsync 2>/dev/null >>"$1"
-}

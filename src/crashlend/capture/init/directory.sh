@@ -55,7 +55,9 @@ directory_dump() {
   run_makedumpfile "$DIR/vmcore.incomplete" "$@" || return 1
   if ! flush "$DIR/vmcore.incomplete" || [ ! -s "$DIR/vmcore.incomplete" ] ||
     ! bounded 60 mv "$DIR/vmcore.incomplete" "$DIR/vmcore"; then
-    fail "cannot write the dump out: is the disk full or failing?"
+    why='is the disk full or failing?'
+    [ ! -s "$TMP/stalled" ] || read -r why <"$TMP/stalled"
+    fail "cannot write the dump out: $why"
     return 1
   fi
   VMCORE=$DIR/vmcore

@@ -22,11 +22,14 @@ open_descriptors() {
   exec 2>>"$LOG"
 }
 
-# write_early SYSCTL: what is written goes to the disk from the first megabytes on. The kernel would
+# write_early DIRECTORY: what is written goes to the disk from the first megabytes on. The kernel would
 # begin at a tenth of memory: with gigabytes of it the disk idles while makedumpfile compresses, and
-# makedumpfile while the disk writes.
+# makedumpfile while the disk writes. And a fifth of memory may wait for the disk: of gigabytes too
+# much is left for the end, of less the kernel's own bound is the smaller one.
 write_early() {
-  echo 8388608 2>/dev/null >"$1" || say "cannot write $1"
+  echo 8388608 2>/dev/null >"$1/dirty_background_bytes" || say "cannot write to $1"
+  read -r _ total _ <"${PROC:-/proc}/meminfo"
+  [ "$total" -lt 1310720 ] || echo 268435456 2>/dev/null >"$1/dirty_bytes"
 }
 
 leave() {
@@ -76,7 +79,7 @@ main() {
   DEAD_MAN=$!
   sample_memory &
   LEAST_PID=$!
-  write_early /proc/sys/vm/dirty_background_bytes
+  write_early /proc/sys/vm
   say "crash kernel $(uname -r) is up"
   capture
   leave

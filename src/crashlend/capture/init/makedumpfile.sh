@@ -106,12 +106,8 @@ run_makedumpfile() {
     ready_for_threads "$@"
     exec makedumpfile --message-level 6 "$@" "$CORE" "$output"
   ) >"$TMP/makedumpfile.log" 2>&1 &
-  pid=$!
-  stall_guard "$pid" "$output" &
-  guard=$!
-  outlive "$pid"
+  guarded $! "$DUMP_TIMEOUT" pulse $! "$output"
   DUMP_EXIT=$?
-  kill "$guard" 2>/dev/null
   cat "$TMP/makedumpfile.log" >>"$LOG"
   [ "$DUMP_EXIT" -eq 0 ] || makedumpfile_failed
 }

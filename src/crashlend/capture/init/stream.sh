@@ -20,7 +20,7 @@ stream_dump() {
     fi
     # the end of the stream is still to be written out
     if [ -e "$TMP/exit" ]; then
-      await "$pipe" 120
+      guarded "$pipe" 0 written_out
       break
     fi
     usleep 200000
@@ -40,19 +40,14 @@ stream_dump() {
   fi
 }
 
-# stream_source WORDS...: the stream, with its exit status in $TMP/exit. The guard has no part in the
-# pipe: its end would not be seen.
+# stream_source WORDS...: the stream, with its exit status in $TMP/exit.
 stream_source() {
   (
     echo 500 >/proc/self/oom_score_adj
     ready_for_threads "$@"
     exec makedumpfile --message-level 6 "$@" -F "$CORE"
   ) 2>"$TMP/makedumpfile.log" &
-  pid=$!
-  stall_guard "$pid" /dev/null >/dev/null &
-  guard=$!
-  outlive "$pid"
+  guarded $! "$DUMP_TIMEOUT" pulse $! /dev/null
   echo $? >"$TMP/exit.new"
   mv "$TMP/exit.new" "$TMP/exit"
-  kill "$guard" 2>/dev/null
 }

@@ -3,7 +3,7 @@
 
 # What is left, in seconds, for all that follows a dump that came to nothing: other targets, the
 # report, pstore, the console.
-GRACE=120
+GRACE=180
 
 # When the machine leaves, in centiseconds since boot: TOTAL_TIMEOUT after the start, or later, for a
 # dump that grows (see stall_guard) is never cut off.
@@ -132,25 +132,41 @@ pulse() {
   echo "$written"
 }
 
-# stall_guard PID FILE: end the dump when it has not grown for STALL_TIMEOUT, or takes longer than
-# DUMP_TIMEOUT (0: as long as it grows). Why is in $TMP/stalled.
+# written_out: a number that grows as long as disks take what was written before.
+written_out() {
+  waiting=0
+  while read -r key value _; do
+    case $key in Dirty: | Writeback: | NFS_Unstable:) waiting=$((waiting + value)) ;; esac
+  done <"${PROC:-/proc}/meminfo"
+  echo $((1000000000000 - waiting))
+}
+
+# stall_guard PID LIMIT COUNT...: end that process when the number that COUNT prints has not grown for
+# STALL_TIMEOUT, or no time is left (a number that grows moves that), or after LIMIT seconds (0: as
+# long as it grows). Why is in $TMP/stalled.
 stall_guard() {
-  size=-1 began=$(now)
-  while ! ended "$1"; do
-    new=$(pulse "$1" "$2") at=$(now) why=''
-    if [ "$new" -gt "$size" ]; then
-      size=$new last_moved=$at
+  watched=$1 limit=$2
+  shift 2
+  # to have a number is not to grow
+  most=$("$@") began=$(now)
+  last_moved=$began
+  while ! ended "$watched"; do
+    new=$("$@") at=$(now) why=''
+    if [ "$new" -gt "$most" ]; then
+      most=$new last_moved=$at
       moved "$at"
     elif [ $((at - last_moved)) -ge $((STALL_TIMEOUT * 100)) ]; then
-      why="the dump had not grown for $STALL_TIMEOUT s"
+      why="nothing was written for $STALL_TIMEOUT s"
+    elif [ "$(left)" -le 0 ]; then
+      why='nothing was written, and no time was left'
     fi
-    if [ "$DUMP_TIMEOUT" -gt 0 ] && [ $((at - began)) -ge $((DUMP_TIMEOUT * 100)) ]; then
-      why="the dump took longer than $DUMP_TIMEOUT s"
+    if [ "$limit" -gt 0 ] && [ $((at - began)) -ge $((limit * 100)) ]; then
+      why="the dump took longer than $limit s"
     fi
     if [ -n "$why" ]; then
       say "$why: ending it"
       echo "$why" >"$TMP/stalled"
-      kill -9 "$1"
+      kill -9 "$watched"
       return
     fi
     sleep 2
@@ -159,17 +175,38 @@ stall_guard() {
 
 # outlive PID: its exit status, as long as stall_guard lets it run; 124 when even that does not end it.
 outlive() {
-  nap=50000
   until ended "$1"; do
     if [ -e "$TMP/stalled" ]; then
       await "$1" 10
       return
     fi
-    # each look starts a process, on the CPU that makedumpfile has
-    usleep "$nap"
-    [ "$nap" -ge 500000 ] || nap=$((nap * 5 / 4))
+    usleep 200000
   done
   wait "$1"
+}
+
+# guarded PID LIMIT COUNT...: its exit status, with a stall_guard beside it that holds no pipe open.
+guarded() {
+  (
+    exec >/dev/null
+    stall_guard "$@"
+  ) &
+  guard=$!
+  outlive "$1"
+  set -- $?
+  kill "$guard" 2>/dev/null
+  return "$1"
+}
+
+# Write a file out and ask whether that worked, for as long as the disk takes something. Appending
+# nothing cannot truncate it.
+flush() {
+  rm -f "$TMP/stalled"
+  (
+    echo 0 >/proc/self/oom_score_adj
+    exec dd if=/dev/null conv=fsync 2>/dev/null >>"$1"
+  ) &
+  guarded $! 0 written_out
 }
 
 # Keep the least MemAvailable (KiB) that was seen in a file. Not more often: a look starts a process,
