@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from typing import TYPE_CHECKING
 
 import pytest
@@ -10,6 +11,8 @@ import pytest
 from crashlend.capture.targets.access import Access
 from crashlend.capture.targets.find import find_targets
 from crashlend.capture.targets.superblocks import read_array_uuid, read_superblock
+from crashlend.cli.hosts import access_of, settings_from
+from crashlend.cli.main import make_parser
 from crashlend.errors import CrashlendError, FormatError
 from crashlend.formats.luks import parse_luks
 from disk_host import (
@@ -168,6 +171,16 @@ def test_luks_with_a_key_file_of_the_settings(host: Host) -> None:
     with_key(host)
     host.write("root/own", b"own")
     assert find(host, "/dev/dm-0", "/root/own").files[0].data == b"own"
+
+
+@pytest.mark.parametrize("name", [field.name for field in fields(Access)])
+def test_what_targets_are_reached_with_comes_from_the_flags(tmp_path: Path, name: str) -> None:
+    """Every one of these settings, given on the command line, reaches the targets."""
+    value = {"network_timeout": "7", "network_address": "static"}.get(name, "/root/own")
+    flag = f"--{name.replace('_', '-')}"
+    args = make_parser("load").parse_args(["load", flag, value])
+    args.root = tmp_path
+    assert str(getattr(access_of(settings_from(args)), name)) == value
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Callable, Optional
@@ -36,15 +37,12 @@ LENDING = (
     "on_mismatch",
 )
 PAYLOAD = ("kernel", "initramfs", "nr_cpus", "append", "cmdline")
-# of targets on the network
-ACCESS = (
-    *("ssh_key", "ssh_known_hosts", "http_ca", "http_headers", "nfs_options"),
-    *("network_address", "network_timeout"),
-)
+# what targets are reached with: every one of them is a setting of the same name
+ACCESS = tuple(field.name for field in fields(Access))
 CAPTURE = (
     *("dump_level", "allow_missing_user_data", "target", "path", "final_action", "hooks"),
     *("total_timeout", "target_timeout", "stall_timeout", "dump_timeout", "hook_timeout"),
-    *("watchdog_timeout", "pstore", "key_file"),
+    *("watchdog_timeout", "pstore"),
     *ACCESS,
 )
 
@@ -61,7 +59,7 @@ def facts_from(args: argparse.Namespace, *, census: bool = False) -> Facts:
 
 
 def access_of(settings: config.Settings) -> Access:
-    """What targets on the network are reached with."""
+    """What targets are reached with."""
     return Access(**{name: getattr(settings, name) for name in ACCESS})
 
 
