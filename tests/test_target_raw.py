@@ -23,17 +23,44 @@ def disk(tmp_path: Path) -> Host:
     host.driver(f"{PCI}/virtio1", "virtio_blk", "virtio_blk")
     host.block(f"{PCI}/virtio1/block/vdc", "254:32", bytes(32 * MIB))
     host.write(f"{PCI}/virtio1/block/vdc/size", f"{32 * MIB // 512}\n")
-    host.link("dev/disk/by-partuuid/abcd-01", "dev/vdc")
+    host.link("dev/disk/by-id/virtio-serial", "dev/vdc")
     return host
 
 
-@pytest.mark.parametrize("spec", ["raw:/dev/vdc", "raw:PARTUUID=abcd-01", "raw:PARTUUID=ABCD-01"])
-def test_a_blank_device_is_a_target(disk: Host, spec: str) -> None:
-    """By device or by partition UUID, with the way to it and the size that it must have."""
-    (target,) = find_targets(disk.root, spec, "/var/crash")
-    assert (target.kind, target.spec) == ("raw", spec)
-    assert target.variables == {"TARGET_DEVICE": spec[4:], "TARGET_SECTORS": "65536"}
+def test_a_blank_disk_is_a_target(disk: Host) -> None:
+    """By its device, with the way to it and the size that it must have."""
+    (target,) = find_targets(disk.root, "raw:/dev/vdc", "/var/crash")
+    assert (target.kind, target.spec) == ("raw", "raw:/dev/vdc")
+    assert target.variables == {"TARGET_DEVICE": "/dev/vdc", "TARGET_SECTORS": "65536"}
     assert [want.name for want in target.wants] == ["virtio_pci", "virtio_blk"]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("PARTUUID=abcd-01", "PARTUUID=ABCD-01", "/dev/vdc1", "/dev/disk/by-partuuid/abcd-01"),
+        "/dev/disk/by-id/virtio-serial-part1",
+    ],
+)
+def test_a_partition_is_found_by_its_uuid(disk: Host, name: str) -> None:
+    """Whatever it is called here: a crash kernel has no udev, and may name disks in another order."""
+    partition = f"{PCI}/virtio1/block/vdc/vdc1"
+    disk.block(partition, "254:33", bytes(16 * MIB))
+    disk.write(f"{partition}/partition", "1\n")
+    disk.write(f"{partition}/size", f"{16 * MIB // 512}\n")
+    disk.link("dev/disk/by-partuuid/abcd-01", "dev/vdc1")
+    disk.link("dev/disk/by-id/virtio-serial-part1", "dev/vdc1")
+    (target,) = find_targets(disk.root, f"raw:{name}", "/")
+    assert target.spec == f"raw:{name}"
+    assert target.variables == {"TARGET_DEVICE": "PARTUUID=abcd-01", "TARGET_SECTORS": "32768"}
+
+
+def test_a_link_to_a_whole_disk_is_refused(disk: Host) -> None:
+    """It could never be found in the crash kernel; the hint has both ways out."""
+    with pytest.raises(CrashlendError, match="no such links") as caught:
+        find_targets(disk.root, "raw:/dev/disk/by-id/virtio-serial", "/")
+    assert "raw:PARTUUID=" in caught.value.hint
+    assert "raw:/dev/vdc" in caught.value.hint
 
 
 def test_a_device_with_an_earlier_dump_is_a_target(disk: Host) -> None:

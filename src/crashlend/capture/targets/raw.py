@@ -50,7 +50,8 @@ def find_raw(root: Path, spec: str, path: str, access: Access) -> Target:
             hint="a raw device needs 16 MiB at least, and room for the dump",
         )
     _check_content(root / "dev" / name, spec)
-    variables = {"TARGET_DEVICE": spec[len(PREFIX) :], "TARGET_SECTORS": str(sectors)}
+    device = _lasting_name(root, name, spec)
+    variables = {"TARGET_DEVICE": device, "TARGET_SECTORS": str(sectors)}
     return Target("raw", spec, variables, device_wants(root, name))
 
 
@@ -70,6 +71,21 @@ def _device_of(root: Path, spec: str) -> str:
             f"cannot find the dump target {spec}", "no such disk", hint="see lsblk -o NAME,PARTUUID"
         )
     return name
+
+
+def _lasting_name(root: Path, name: str, spec: str) -> str:
+    """How the crash kernel finds it, which has none of udev's links: PARTUUID=…, or the device."""
+    for link in sorted((root / "dev/disk/by-partuuid").glob("*")):
+        if follow(root, link).name == name:
+            return f"PARTUUID={link.name}"
+    if spec[len(PREFIX) :] == f"/dev/{name}":
+        return f"/dev/{name}"
+    raise CrashlendError(
+        f"cannot use the dump target {spec}",
+        f"it is a link to the disk {name}, and a crash kernel has no such links",
+        hint=f"make a partition and name it, raw:PARTUUID=…, or take raw:/dev/{name}: it is written to "
+        "only if it has the same size and is blank or crashlend's",
+    )
 
 
 def _is_mounted(root: Path, number: str) -> bool:
