@@ -109,6 +109,27 @@ def test_scsi_disks_take_the_disk_driver_too(host: Host) -> None:
     assert wants(host, "/dev/sda") == ["ahci", "sd_mod", "fs-ext4"]
 
 
+@pytest.mark.parametrize(
+    ("where", "hardware", "why"),
+    [
+        ("platform/host3/session1/target3:0:0", "", "iSCSI"),
+        ("pci0000:00/0000:00:07.0/host3/session1/target3:0:0", "bnx2i", "iSCSI"),
+        ("pci0000:00/0000:00:07.0/net/eth0/ctlr_0/host3/rport-3:0-0/target3:0:0", "ixgbe", "FCoE"),
+        ("rbd/0", "", "no driver of hardware"),
+    ],
+)
+def test_disks_behind_a_login_are_refused(host: Host, where: str, hardware: str, why: str) -> None:
+    """In a crash kernel nobody logs in to iSCSI, FCoE or Ceph: such a disk would never appear."""
+    if hardware:
+        host.driver(f"sys/devices/{'/'.join(where.split('/')[:2])}", hardware, hardware)
+    disk = f"sys/devices/{where}/3:0:0:0"
+    host.driver(disk, "sd", "sd_mod")
+    host.block(f"{disk}/block/sdb", "8:16", ext4_superblock())
+    with pytest.raises(CrashlendError, match=why) as caught:
+        only_target(host.root, "/dev/sdb", "/")
+    assert "ssh://" in caught.value.hint
+
+
 def test_what_cannot_hold_dumps_is_refused(host: Host) -> None:
     host.block("sys/devices/virtual/block/loop0", "7:0", ext4_superblock())
     with pytest.raises(CrashlendError, match="virtual block device"):

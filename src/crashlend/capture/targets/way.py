@@ -7,6 +7,7 @@ wanted there.
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 from crashlend.capture.hosttree import follow, read_text
@@ -15,10 +16,19 @@ from crashlend.capture.targets.target import DISK_HINT
 from crashlend.errors import CrashlendError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
 # The virtio-mem device (include/uapi/linux/virtio_ids.h)
 _VIRTIO_MEM_ALIAS = "virtio:d00000018"
+# iSCSI disks hang below a session (scsi_transport_iscsi.c: iscsi_add_session), by whatever card; those
+# of FCoE below a network interface (fcoe_sysfs.c: fcoe_ctlr_device_add)
+_OVER_NETWORK = re.compile(r"/(session[0-9]+|net)/")
+# Bound to every SCSI disk, also where software alone is behind it.
+_DISK_DRIVER = "sd"
+_LOCAL_HINT = (
+    "set target to a file system on a local disk, or to a server: nfs://…, ssh://…, https://…"
+)
 
 
 def memory_wants(root: Path) -> tuple[Want, ...]:
@@ -55,6 +65,13 @@ def device_wants(root: Path, name: str, chain: tuple[str, ...] = ()) -> tuple[Wa
         raise CrashlendError(
             f"cannot dump to /dev/{name}", "it is a virtual block device", hint=DISK_HINT
         )
+    if any(_OVER_NETWORK.search(f"{path}/") for path in starts):
+        why = "it is a disk over the network (iSCSI or FCoE), and a crash kernel does not log in there"
+        raise CrashlendError(f"cannot dump to /dev/{name}", why, hint=_LOCAL_HINT)
+    for start in starts:
+        if all(driver.name == _DISK_DRIVER for _, driver in _bound(root, start)):
+            why = "no driver of hardware is bound on the way to it"
+            raise CrashlendError(f"cannot dump to /dev/{name}", why, hint=_LOCAL_HINT)
     why = f"dump target /dev/{name}"
     wants = [want for start in starts for want in walk_up(root, start, why, chain)]
     return unique(wants)
@@ -64,20 +81,27 @@ def walk_up(root: Path, device: Path, why: str, chain: tuple[str, ...] = ()) -> 
     """The modules of every driver from ``device`` (in /sys/devices) up, buses first."""
     wants: list[Want] = []
     top = follow(root, root / "sys/devices")
+    for place, driver in _bound(root, device):
+        module = follow(root, driver / "module")
+        reason = f"driver {driver.name} of {why}"
+        here = (*chain, f"device {place.relative_to(top)}")
+        if module.is_dir():
+            wants.append(Want(module.name, reason, chain=here))
+        elif read_text(place / "modalias"):
+            # built in here, but the crash kernel may be another one
+            alias = read_text(place / "modalias")
+            wants.append(Want(alias, reason, optional=True, chain=here))
+    return wants[::-1]  # buses first
+
+
+def _bound(root: Path, device: Path) -> Iterator[tuple[Path, Path]]:
+    """Each device with a driver, and that, from ``device`` (in /sys/devices) up."""
+    top = follow(root, root / "sys/devices")
     while device != top and top in device.parents:
         driver = follow(root, device / "driver")
-        module = follow(root, driver / "module")
         if driver.is_dir():
-            reason = f"driver {driver.name} of {why}"
-            here = (*chain, f"device {device.relative_to(top)}")
-            if module.is_dir():
-                wants.append(Want(module.name, reason, chain=here))
-            elif read_text(device / "modalias"):
-                # built in here, but the crash kernel may be another one
-                alias = read_text(device / "modalias")
-                wants.append(Want(alias, reason, optional=True, chain=here))
+            yield device, driver
         device = device.parent
-    return wants[::-1]  # buses first
 
 
 def unique(wants: list[Want]) -> tuple[Want, ...]:
