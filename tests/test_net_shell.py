@@ -139,6 +139,16 @@ def test_a_server_that_has_no_room_may_still_take_less(here: Path) -> None:
     assert shell(text, here) == "1\n"
 
 
+def test_no_room_for_a_pipe_is_not_the_end_of_init(here: Path) -> None:
+    """A redirection of exec that fails ends a shell: other targets would never have their turn."""
+    text = f"""{USE_SSH}
+    SSH_PLACE=$PWD
+    mkfifo() {{ return 1; }}
+    ssh_dump -d 31; echo "$? $DUMP_EXIT $WHY"
+    """
+    assert shell(text, here) == f"1 null cannot make a pipe in {here}\n"
+
+
 def test_a_server_that_takes_nothing_is_given_up(here: Path) -> None:
     """After STALL_TIMEOUT both ends are killed, and the reason says so."""
     executable(here / "bin/makedumpfile", "while :; do echo; done")

@@ -14,7 +14,14 @@ pipe_dump() {
   DUMP_ARGS="-F $*"
   say "makedumpfile $DUMP_ARGS to $TARGET_SPEC"
   rm -f "$TMP/stalled" "$TMP/stream"
-  mkfifo "$TMP/stream"
+  # neither has run yet, so neither is to blame (http_dump)
+  DUMP_EXIT=null sink_exit=137
+  # without it (a hook may have filled $TMP) the exec below would be the end of PID 1
+  if ! mkfifo "$TMP/stream"; then
+    WHY="cannot make a pipe in $TMP"
+    say "failed: $WHY"
+    return 1
+  fi
   # a pipe is opened for both without waiting for anybody
   exec 9<>"$TMP/stream"
   exec 8>"$TMP/stream" 9>&-
