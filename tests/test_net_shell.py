@@ -160,6 +160,49 @@ def test_a_server_that_takes_nothing_is_given_up(here: Path) -> None:
     assert shell(text, here) == "1 137 ssh://u@server/d: nothing was taken for 1 s\n"
 
 
+def test_a_dump_that_takes_too_long_is_not_the_end_of_its_server(here: Path) -> None:
+    """Less of it may do, by the same way; and files can be put there still."""
+    executable(here / "bin/makedumpfile", "exec sleep 50")
+    (here / "report").write_text("{}\n")
+    text = f"""{USE_SSH}
+    SSH_PLACE=$PWD DUMP_TIMEOUT=1
+    ssh_dump -d 31; echo "$? $(dump_fault) [$PIPE_LOST] $WHY"
+    ssh_put report capture.json && echo put
+    """
+    told = shell(text, here).splitlines()
+    assert told == ["1 time [] ssh://u@server/d: the dump took longer than 1 s", "put"]
+
+
+def test_a_stream_has_what_a_file_has(here: Path) -> None:
+    """A compression that is missing is left out, and the library of threads is there before them."""
+    executable(
+        here / "bin/makedumpfile",
+        """
+        case " $* " in *" -z "*) echo "makedumpfile: invalid option -- 'z'" >&2; exit 1 ;; esac
+        printf '%s' "<$LD_PRELOAD>"
+        """,
+    )
+    (here / "lib.so").touch()
+    text = f"""{USE_SSH}
+    SSH_PLACE=$PWD COMPRESSIONS='-z -l' THREADS=2 THREAD_LIBRARY=$PWD/lib.so
+    dump_once 31; echo "$DUMP_ARGS $VMCORE_BYTES"
+    """
+    shown = shell(text, here)
+    assert shown == f"-l --num-threads 2 -d 31 -F {len(str(here)) + 9}\n"
+    assert (here / "vmcore.flat").read_text() == f"<{here}/lib.so>"
+
+
+def test_what_sends_may_be_killed_for_memory(here: Path) -> None:
+    """Init is not, and what it starts would not be either."""
+    text = f"""{USE_SSH}
+    SSH_PLACE=$PWD
+    ssh_sink() {{ cat >/dev/null; cat /proc/self/oom_score_adj; }}
+    echo 7 >/proc/self/oom_score_adj
+    pipe_dump ssh_sink -d 31; cat sink.out
+    """
+    assert shell(text, here) == "0\n"
+
+
 class Store(http.server.BaseHTTPRequestHandler):
     """Takes PUT as an object store does: with a length, a token and a signature."""
 

@@ -11,7 +11,7 @@ PIPE_LOST=''
 pipe_dump() {
   sink=$1
   shift
-  DUMP_ARGS="-F $*"
+  DUMP_ARGS="$* -F"
   say "makedumpfile $DUMP_ARGS to $TARGET_SPEC"
   rm -f "$TMP/stalled" "$TMP/stream"
   # neither has run yet, so neither is to blame (http_dump)
@@ -28,13 +28,16 @@ pipe_dump() {
   # by exec: a function's own redirection would keep a copy of what it closes
   (
     exec 8>&-
+    # when memory runs out it goes before the capture itself, and after makedumpfile
+    echo 0 >/proc/self/oom_score_adj
     "$sink"
   ) <"$TMP/stream" >"$TMP/sink.out" 2>"$TMP/sink.log" &
   sink_pid=$!
   (
     exec 8>&-
     echo 500 >/proc/self/oom_score_adj
-    exec makedumpfile --message-level 6 -F "$@" "${CORE:-/proc/vmcore}"
+    ready_for_threads "$@"
+    exec makedumpfile --message-level 6 "$@" -F "$CORE"
   ) >"$TMP/stream" 2>"$TMP/makedumpfile.log" &
   pid=$!
   (
@@ -54,7 +57,9 @@ pipe_dump() {
   rm -f "$TMP/stream"
   if [ -s "$TMP/stalled" ]; then
     read -r WHY <"$TMP/stalled"
-    WHY="$TARGET_SPEC: $WHY" PIPE_LOST=1
+    WHY="$TARGET_SPEC: $WHY"
+    # what took too long may do at another level, and the report is still to be sent
+    [ "$(dump_fault)" = time ] || PIPE_LOST=1
   elif [ "$DUMP_EXIT" -eq 141 ] || { [ "$DUMP_EXIT" -eq 0 ] && [ "$sink_exit" -ne 0 ]; }; then
     pipe_blames_sink "$TARGET_SPEC: $(network_why "$TMP/sink.log")"
   elif [ "$DUMP_EXIT" -ne 0 ]; then

@@ -70,6 +70,8 @@ ssh_sink() {
   exec ssh -F "$TARGET_SSH_CONFIG" -o "HostName=$SERVER" -o "ConnectTimeout=$TARGET_TIMEOUT" \
     -o "ServerAliveInterval=$((STALL_TIMEOUT / 4 + 1))" target \
     "sh -c $(ssh_quote "umask 077; file=$(ssh_quote "$SSH_PLACE/vmcore.flat")"'
+      # what an earlier level has left there may still be written to
+      rm -f "$file.incomplete"
       cat >"$file.incomplete" && { sync "$file.incomplete" || sync; } 2>/dev/null &&
         wc -c <"$file.incomplete"')"
 }
