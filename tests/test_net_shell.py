@@ -414,6 +414,34 @@ udhcpc() {{
 """
 
 
+# One second passes with each look at the clock; of two cards those in "there" exist.
+TWO_CARDS = """
+now() { NOW=$(($(cat clock) + 100)); echo $NOW | tee clock; }
+usleep() { :; }
+network_card() { case $there in *$1*) echo "eth-$1" ;; *) return 1 ;; esac; }
+echo 0 >clock
+TARGET_NET_CARDS='one two' TARGET_NET_NAME=bond0 TARGET_NET_TIMEOUT=30 net_until=3000
+"""
+
+
+@pytest.mark.parametrize(("there", "missing"), [("two", "one"), ("one", "two")])
+def test_a_bond_does_with_the_cards_that_are_there(here: Path, there: str, missing: str) -> None:
+    """A card that is missing, whichever, leaves two thirds of the time for the rest."""
+    told = shell(
+        f"{STUBS}{TWO_CARDS} there={there}; network_cards; echo $? $cards; cat clock", here
+    )
+    assert told.splitlines()[0] == f"0 eth-{there}"
+    assert 1000 <= int(told.splitlines()[1]) <= 1200
+    assert f"no network card has the address {missing} (bond0)" in (here / "said").read_text()
+
+
+def test_no_card_at_all_is_the_reason(here: Path) -> None:
+    """Waited for to the end, and remembered for the report."""
+    told = shell(f"{STUBS}{TWO_CARDS} there=''; network_cards; echo $? $REASON; cat clock", here)
+    assert told.splitlines()[0] == "1 no network card has the address one two (bond0)"
+    assert int(told.splitlines()[1]) >= 3000
+
+
 def test_a_lease_is_taken_as_it_is(here: Path, tmp_path: Path) -> None:
     """Address, router and resolver; production's routes come behind."""
     from crashlend.capture.targets.network import _UDHCPC

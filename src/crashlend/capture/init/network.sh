@@ -44,34 +44,48 @@ network_shown() {
     sed -n 's/^ *inet6* \([^ ]*\) .*/\1/p' | tr '\n' ' ' | sed 's/ $//'
 }
 
-# network_card MAC: print the card that has it, once its driver has made it.
+# network_card MAC: print the card that has it, if its driver has made it.
 network_card() {
-  until [ "$(now)" -ge "$net_until" ]; do
-    # production may have had it under another MAC, that an earlier target has set
-    [ -r "$TMP/card-$1" ] && cat "$TMP/card-$1" && return 0
-    for at in /sys/class/net/*; do
-      # bonds and VLANs have MACs of their cards
-      if [ ! -e "$at/device" ] || ! read -r mac <"$at/address" || [ "$mac" != "$1" ]; then
-        continue
-      fi
-      echo "${at##*/}" | tee "$TMP/card-$1"
-      return 0
+  # production may have had it under another MAC, that an earlier target has set
+  [ -r "$TMP/card-$1" ] && cat "$TMP/card-$1" && return 0
+  for at in /sys/class/net/*; do
+    # bonds and VLANs have MACs of their cards
+    if [ ! -e "$at/device" ] || ! read -r mac <"$at/address" || [ "$mac" != "$1" ]; then
+      continue
+    fi
+    echo "${at##*/}" | tee "$TMP/card-$1"
+    return 0
+  done
+  return 1
+}
+
+# The target's cards, in $cards. A bond does with those that are there, after a third of the time.
+network_cards() {
+  enough=$(($(now) + TARGET_NET_TIMEOUT * 100 / 3))
+  while :; do
+    cards='' missing=''
+    for mac in $TARGET_NET_CARDS; do
+      card=$(network_card "$mac") || missing="$missing${missing:+ }$mac"
+      cards="$cards${card:+ $card}"
     done
+    [ -n "$missing" ] || return 0
+    at=$(now) why="no network card has the address $missing ($TARGET_NET_NAME)"
+    if [ -n "$cards" ] && [ "$at" -ge "$enough" ]; then
+      say "$why"
+      return 0
+    fi
+    if [ "$at" -ge "$net_until" ]; then
+      fail "$why"
+      return 1
+    fi
     usleep 200000
   done
-  fail "no network card has the address $1 ($TARGET_NET_NAME)"
-  return 1
 }
 
 # Everything up to a device with carrier, in NET_DEVICE.
 network_device() {
   bounded 10 ip link set lo up
-  cards=''
-  for mac in $TARGET_NET_CARDS; do
-    card=$(network_card "$mac") && cards="$cards $card"
-  done
-  # a bond does with those that are there
-  [ -n "$cards" ] || { WHY="no network card has the address $TARGET_NET_CARDS" && return 1; }
+  network_cards || return 1
   if [ -n "$TARGET_NET_BOND" ]; then
     # shellcheck disable=SC2086  # several
     network_bond $cards || return 1
