@@ -25,6 +25,7 @@ from disk_host import (
     md_superblock,
     plain_host,
 )
+from test_elf import build_elf
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -239,11 +240,17 @@ def test_what_two_members_share_is_there_once(host: Host) -> None:
 
 
 def test_libgcc_comes_with_cryptsetup(host: Host) -> None:
-    """The C library opens it when a thread of argon2 is cancelled; nothing names it."""
+    """The C library opens it when a thread of argon2 is cancelled; nothing names it.
+
+    On a host with i386's as well, whose directory comes first by name, it is cryptsetup's own.
+    """
     luks(host, 0, VDA1, content=ext4_superblock())
     with_key(host)
+    host.write("usr/sbin/cryptsetup", build_elf())
+    host.write("usr/lib/i386-linux-gnu/libgcc_s.so.1", build_elf(machine=3))
+    assert [p.path for p in find(host, "/dev/dm-0").programs] == ["bin/cryptsetup"]
     place = "usr/lib/x86_64-linux-gnu/libgcc_s.so.1"
-    host.write(place, b"")
+    host.write(place, build_elf())
     assert [p.path for p in find(host, "/dev/dm-0").programs] == ["bin/cryptsetup", place]
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple, Optional
 
 from crashlend.capture.hosttree import read_text
 from crashlend.capture.libraries import resolve
+from crashlend.capture.targets.opened import opened_library
 from crashlend.capture.targets.target import File, Program
 from crashlend.errors import CrashlendError, FormatError
 from crashlend.formats.luks import Luks, header_bytes, parse_luks
@@ -23,9 +24,6 @@ _CRYPTSETUP = Program(
     "opens the target's LUKS device",
 )
 _KEY_BYTES_MAX = 8 << 20  # as cryptsetup's own limit (cryptsetup --help)
-_LIBGCC = ("usr/lib64/libgcc_s.so.1", "lib64/libgcc_s.so.1", "usr/lib/libgcc_s.so.1")
-
-
 # Options of crypttab(5) with which the key file alone does not open the device.
 _STRANGE_OPTIONS = (
     *("keyscript", "header", "keyfile-offset", "keyfile-size", "plain", "tcrypt", "bitlk"),
@@ -47,14 +45,8 @@ def luks_programs(root: Path) -> tuple[Program, ...]:
 
     libargon2 ends its threads with pthread_cancel, for which the C library loads libgcc_s.
     """
-    multiarch = [
-        str(path.relative_to(root)) for path in root.glob("usr/lib/*-linux-gnu/libgcc_s.so.1")
-    ]
-    for candidate in (*multiarch, *_LIBGCC):
-        if resolve(root, candidate).is_file():
-            why = "the C library loads it to end a thread"
-            return _CRYPTSETUP, Program((candidate,), candidate, "libgcc", why)
-    return (_CRYPTSETUP,)
+    why = "the C library loads it to end a thread"
+    return (_CRYPTSETUP, *opened_library(root, _CRYPTSETUP, "libgcc_s.so.1", why))
 
 
 def find_key(root: Path, name: str, uuid: str, devices: Sequence[str], key_file: str) -> File:
