@@ -20,6 +20,7 @@ from crashlend.capture.targets.target import Target
 from crashlend.capture.targets.urls import parse_url
 from crashlend.errors import CrashlendError
 from networks import write
+from test_elf import build_elf
 
 WAY = Reach("192.0.2.9", {"TARGET_HOST": "server", "TARGET_ADDRESS": "192.0.2.9"}, (), (), "eth0")
 KEY = b"openssh-key-v1\0" + b"\0\0\0\x04none" + bytes(40)
@@ -145,6 +146,20 @@ def test_ssh_takes_one_key_and_the_lines_about_its_host(host: Path) -> None:
     assert target.variables["TARGET_PATH"] == "/srv/dumps"
     assert [program.path for program in target.programs] == ["bin/ssh"]
     assert {file.mode for file in target.files if "/ssh/" in file.path} == {0o600}
+
+
+def test_ssh_gets_what_its_c_library_opens(host: Path) -> None:
+    """Before glibc 2.34 root's name is read by a library that nothing names; by one of ssh's ABI."""
+    for path, data in {
+        "usr/bin/ssh": build_elf(),
+        "usr/lib/i386-linux-gnu/libnss_files.so.2": build_elf(machine=3),
+        "usr/lib/x86_64-linux-gnu/libnss_files.so.2": build_elf(needed=("libc.so.6",)),
+    }.items():
+        file = host / path
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(data)
+    paths = [program.path for program in one(host, "ssh://u@server/d").programs]
+    assert paths == ["bin/ssh", "usr/lib/x86_64-linux-gnu/libnss_files.so.2"]
 
 
 def test_ssh_has_another_key_on_another_port_and_directories_at_home(host: Path) -> None:

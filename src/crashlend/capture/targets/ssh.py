@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from crashlend.capture.targets.access import read_secret
 from crashlend.capture.targets.knownhosts import KNOWN_HOSTS, known_lines
 from crashlend.capture.targets.network import PARTS, reach
+from crashlend.capture.targets.opened import opened_library
 from crashlend.capture.targets.target import File, Program, Target
 from crashlend.capture.targets.urls import Url, parse_url
 from crashlend.errors import CrashlendError
@@ -30,7 +31,9 @@ HINT = "write ssh://USER@HOST[:PORT]/DIRECTORY (/~/DIRECTORY for one in the user
 KEYS = tuple(f"/root/.ssh/{name}" for name in ("kdump_id_rsa", "id_ed25519", "id_ecdsa", "id_rsa"))
 SSH = Program(("usr/bin/ssh", "bin/ssh"), "bin/ssh", "openssh-client", "sends dumps by SSH")
 _MAGIC = b"openssh-key-v1\0"
-# getpwuid() must know root; before glibc 2.34 what reads the file is a library of its own
+# getpwuid() must know root, or ssh ends at once: "No user exists for uid 0". What reads the file is a
+# library of its own before glibc 2.34, which took it in (its NEWS); later ones may bring a stub.
+_NSS_FILES = "libnss_files.so.2"
 _PASSWD = b"root:x:0:0:root:/:/bin/sh\n"
 _NSS = b"passwd: files\nhosts: files dns\n"
 
@@ -62,6 +65,7 @@ def find_ssh(root: Path, spec: str, path: str, access: Access) -> Target:
             hint=make,
         )
     files = (access.ssh_known_hosts,) if access.ssh_known_hosts else KNOWN_HOSTS
+    programs = (SSH, *opened_library(root, SSH, _NSS_FILES, "reads /etc/passwd for the C library"))
     known = known_lines(root, files, url.host, url.port or 22)
     if not known:
         port = f" -p {url.port}" if url.port else ""
@@ -71,10 +75,12 @@ def find_ssh(root: Path, spec: str, path: str, access: Access) -> Target:
             hint=f"add it: ssh-keyscan{port} {url.host} >>{files[0]}; and compare it with what the "
             "server's administrator says: ssh-keygen -lf FILE",
         )
-    return ssh_target(url, key, known, reach(root, url.host, access))
+    return ssh_target(url, key, known, reach(root, url.host, access), programs)
 
 
-def ssh_target(url: Url, key: bytes, known: bytes, way: Reach) -> Target:
+def ssh_target(
+    url: Url, key: bytes, known: bytes, way: Reach, programs: tuple[Program, ...]
+) -> Target:
     """A target of kind ``ssh``: ``known`` are lines of known_hosts for the host's name."""
     place = f"etc/crashlend/ssh/{hashlib.sha256(url.shown.encode()).hexdigest()[:12]}"
     why = f"dump target {url.shown}"
@@ -98,7 +104,7 @@ def ssh_target(url: Url, key: bytes, known: bytes, way: Reach) -> Target:
         url.shown,
         variables,
         way.wants,
-        (SSH,),
+        programs,
         files,
         PARTS,
         says=way.says,
