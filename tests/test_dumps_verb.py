@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import builtins
+import errno
 import json
 import os
 import shutil
@@ -261,17 +262,96 @@ def test_a_prune_that_was_killed_is_finished_by_the_next(
     assert len(find_dumps(tmp_path)) == 1
 
 
-def test_removal_goes_into_no_directory(tmp_path: Path) -> None:
-    """A directory inside a dump is not ours: the removal fails, and tells."""
-    path = write_dump(tmp_path, "web-2026-01-01-000000")
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"capture_json": {"schema": 2}}, "another version"),
+        ({"capture_json": b"{"}, "capture.json is damaged"),
+        ({"holes_json": {"schema": 2}}, "another version"),
+        ({"vmcore": b"a form of tomorrow"}, "vmcore does not open"),
+    ],
+)
+def test_what_is_not_known_here_never_goes(
+    tmp_path: Path, run: Any, changes: dict[str, Any], words: str
+) -> None:
+    """Another version's dump may be the best one: it stays, older and newer ones or not, with the reason."""
+    new = old(write_dump(tmp_path, "web-2026-01-02-000000"))
+    other = old(write_dump(tmp_path, "web-2026-01-01-000000", **changes))
+    alone = old(write_dump(tmp_path, "db-2026-01-01-000000", **changes))
+    answer = run("prune", "--keep", 0, "--json", tmp_path).json
+    assert answer["removed"] == []
+    why = {one["path"]: one["why"] for one in answer["kept"]}
+    for path in (other, alone):
+        assert "it can't be judged" in why[str(path)]
+        assert words in why[str(path)]
+    assert new.exists()
+    rows = run("list", tmp_path).out.splitlines()[1:]
+    assert [row.split()[7] for row in rows] == ["yes", "?", "?"]
+
+
+@pytest.mark.parametrize("what", ["listdir", "capture.json", "vmcore"])
+def test_what_can_t_be_read_never_goes(
+    tmp_path: Path, run: Any, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    """A stale directory, a bad sector: neither is a partial dump."""
+    write_dump(tmp_path, "web-2026-01-02-000000")
+    path = old(write_dump(tmp_path, "web-2026-01-01-000000"))
+    error = OSError(errno.EIO, "Input/output error")
+    real, real_open = os.listdir, os.open
+
+    def listdir(where: Any) -> Any:
+        if what == "listdir" and Path(where) == path:
+            raise error
+        return real(where)
+
+    def opened(where: Any, *args: Any, **kwargs: Any) -> int:
+        if what == "vmcore" and Path(where) == path / what:
+            raise error
+        return real_open(where, *args, **kwargs)
+
+    monkeypatch.setattr("crashlend.dumps.directory.os.listdir", listdir)
+    monkeypatch.setattr("crashlend.dumps.corefile.os.open", opened)
+    if what == "capture.json":
+        (path / what).unlink()
+        (path / what).mkdir()  # reading it is an OSError
+        old(path)
+    answer = run("prune", "--keep", 0, "--json", tmp_path).json
+    assert answer["removed"] == []
+    (why,) = (one["why"] for one in answer["kept"] if one["path"] == str(path))
+    assert "it can't be judged" in why
+
+
+def test_a_dump_is_looked_at_again_before_it_goes(tmp_path: Path) -> None:
+    """A file that came meanwhile, or a capture that ended: what was chosen is no longer there."""
+    path = write_dump(tmp_path, "web-2026-01-01-000000", vmcore=None)
     dump = read_dump(path)
     (path / "sub").mkdir()
     (path / "sub/file").write_text("precious")
-    with pytest.raises(CrashlendError, match="cannot remove"):
-        prune.remove(dump)
-    assert (tmp_path / ".pruned-web-2026-01-01-000000/sub/file").read_text() == "precious"
-    shutil.rmtree(tmp_path / ".pruned-web-2026-01-01-000000")
-    assert prune.remove(dump) is False  # another prune was faster
+    assert prune.remove(dump) == prune.CHANGED
+    assert (path / "sub/file").read_text() == "precious"
+    shutil.rmtree(path / "sub")
+    (path / "vmcore").write_bytes(kdump())
+    assert prune.remove(dump) == prune.CHANGED
+    shutil.rmtree(path)
+    assert prune.remove(dump) == prune.FASTER
+
+
+def test_removal_refuses_what_is_not_ours_even_at_the_last_moment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Behind the rename it looks once more: the directory comes back whole under its own name."""
+    path = write_dump(tmp_path, "web-2026-01-01-000000")
+    dump = read_dump(path)
+    (path / "notes").write_text("precious")
+    before = sorted(os.listdir(path))
+    monkeypatch.setattr(prune, "read_dump", lambda where: dump)
+    assert prune.remove(dump) == "it holds what is not ours: notes"
+    assert sorted(os.listdir(path)) == before
+    assert leftovers(tmp_path) == []
+    leftover = tmp_path / ".pruned-web-2026-01-01-000000"
+    os.rename(path, leftover)
+    assert prune.remove_leftover(leftover) == "it holds what is not ours: notes"
+    assert sorted(os.listdir(leftover)) == before
 
 
 # --- recover, analyze ---------------------------------------------------------------------------

@@ -139,7 +139,7 @@ def _row(dump: Dump) -> tuple[str, ...]:
         dump.release or "-",
         mib(dump.bytes) if dump.vmcore else "-",
         "-" if dump.level is None else str(dump.level),
-        "yes" if dump.complete else "no",
+        "yes" if dump.complete else "?" if dump.unknown else "no",
     )
     return (*map(printable, cells), reason)
 
@@ -162,6 +162,7 @@ def dump_json(dump: Dump) -> dict[str, Any]:
         "lent_bytes": dump.lent.size,
         "complete": dump.complete,
         "faults": list(dump.faults),
+        "unknown": list(dump.unknown),
     }
 
 
@@ -210,13 +211,17 @@ def _prune(args: argparse.Namespace) -> int:
     for place in _places(args):
         for path in leftovers(place):
             progress(f"{path}: left by a prune that was interrupted")
-            if not args.dry_run:
-                remove_leftover(path)
+            why = "" if args.dry_run else remove_leftover(path)
+            if why:
+                kept.append({"path": str(path), "why": why})
         dumps = find_dumps(place)
         now = time.time()
         choice = choose(dumps, args.keep, [dump for dump in dumps if is_under_way(dump, now)])
         for dump in choice.go:
-            if args.dry_run or remove(dump):
+            why = "" if args.dry_run else remove(dump)
+            if why:
+                kept.append({"path": str(dump.path), "why": why})
+            else:
                 gone.append(str(dump.path))
         kept += [{"path": str(dump.path), "why": why} for dump, why in choice.kept]
     if args.json:

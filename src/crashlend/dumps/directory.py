@@ -8,16 +8,20 @@ final name only when it is whole. A directory that holds anything else is not ta
 from __future__ import annotations
 
 import json
+import os
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Optional
+from typing import TYPE_CHECKING, Any, Optional
 
 from crashlend.dumps.core import Core, read_core
 from crashlend.dumps.corefile import open_core
 from crashlend.dumps.log import find_reason, find_release
 from crashlend.errors import CrashlendError, FormatError
 from crashlend.ranges import Ranges
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 CAPTURE, HOLES, DMESG, LOG = "capture.json", "holes.json", "dmesg.txt", "capture.log"
 VMCORE, FLAT = "vmcore", "vmcore.flat"
@@ -39,7 +43,10 @@ class Dump:
 
     ``when`` is UTC, ISO 8601, of the capture; ``release`` the crashed kernel's; ``reason`` the line of
     its panic; ``vmcore`` the dump, finished or not (None: there is none); ``capture`` and ``holes`` the
-    reports beside it, empty where missing or damaged; ``faults`` what keeps it from being complete.
+    reports beside it, empty where missing or damaged; ``faults`` what keeps it from being complete;
+    ``unknown`` those of them that say nothing of the dump, only that it can't be judged here: a file that
+    the system doesn't give, or one with its final name that is of no form known here. ``strange`` are
+    names of files that no capture writes.
     """
 
     path: Path
@@ -54,6 +61,7 @@ class Dump:
     capture: dict[str, Any] = field(default_factory=dict)
     holes: dict[str, Any] = field(default_factory=dict)
     faults: tuple[str, ...] = ()
+    unknown: tuple[str, ...] = ()
     strange: tuple[str, ...] = ()
 
     @property
@@ -97,11 +105,15 @@ def read_dump(path: Path) -> Dump:
     if match:
         clock = match["time"]
         when = f"{match['day']}T{clock[:2]}:{clock[2:4]}:{clock[4:]}Z"
-    names = _names(path)
-    capture, damage = _read_json(path / CAPTURE)
-    faults = [damage] if damage else []
-    holes, damage = _read_json(path / HOLES) if HOLES in names else ({}, "")
-    faults += [damage] if damage else []
+    faults: list[str] = []
+    unknown: list[str] = []
+    names = _names(path, unknown)
+    capture: dict[str, Any] = {}
+    if CAPTURE in names:
+        capture = _read_json(path / CAPTURE, unknown)
+    else:
+        faults.append(f"there is no {CAPTURE}")
+    holes = _read_json(path / HOLES, unknown) if HOLES in names else {}
     vmcore, unfinished = _find_vmcore(path, names)
     core, size = None, 0
     if vmcore is None:
@@ -109,8 +121,8 @@ def read_dump(path: Path) -> Dump:
     else:
         if unfinished:
             faults.append(f"it was never finished: {vmcore.name}")
-        core, size, more = _look_at(vmcore)
-        faults += more
+        core, size = _look_at(vmcore, faults if unfinished else unknown, unknown)
+        faults += core.faults if core else ()
     if capture and capture.get("ok") is not True:
         faults.append(f"the capture failed: {text_of(capture, 'reason') or 'it does not say why'}")
     dmesg = read_dmesg(path)
@@ -129,8 +141,9 @@ def read_dump(path: Path) -> Dump:
         core=core,
         capture=capture,
         holes=holes,
-        faults=tuple(faults),
-        strange=tuple(sorted(n for n in names if not _is_own(n))),
+        faults=(*unknown, *faults),
+        unknown=tuple(unknown),
+        strange=strange_of(names),
     )
 
 
@@ -162,15 +175,19 @@ def text_of(report: dict[str, Any], name: str) -> str:
     return value if isinstance(value, str) else ""
 
 
-def _names(path: Path) -> list[str]:
+def strange_of(names: Iterable[str]) -> tuple[str, ...]:
+    """Those names that no capture gives to a file, sorted."""
+    return tuple(
+        sorted(n for n in names if n != RESERVE and n.removesuffix(UNFINISHED) not in OWN_FILES)
+    )
+
+
+def _names(path: Path, unknown: list[str]) -> list[str]:
     try:
-        return [item.name for item in path.iterdir()]
-    except OSError:
+        return os.listdir(path)
+    except OSError as error:
+        unknown.append(f"it can't be listed: {error.strerror or error}")
         return []
-
-
-def _is_own(name: str) -> bool:
-    return name == RESERVE or name.removesuffix(UNFINISHED) in OWN_FILES
 
 
 def _find_vmcore(path: Path, names: list[str]) -> tuple[Optional[Path], bool]:
@@ -182,31 +199,32 @@ def _find_vmcore(path: Path, names: list[str]) -> tuple[Optional[Path], bool]:
     return None, False
 
 
-def _look_at(vmcore: Path) -> tuple[Optional[Core], int, list[str]]:
-    """What is in the dump, its bytes, and what is wrong."""
+def _look_at(vmcore: Path, odd: list[str], unknown: list[str]) -> tuple[Optional[Core], int]:
+    """What is in the dump, and its bytes. A form that is not known here goes to ``odd``."""
     size = 0
     try:
         size = vmcore.stat().st_size
         with open_core(vmcore) as file:
-            core = read_core(file)
+            return read_core(file), size
     except FormatError as error:
-        return None, size, [f"{vmcore.name} does not open: {error}"]
+        odd.append(f"{vmcore.name} does not open: {error}")
     except OSError as error:
-        return None, size, [f"{vmcore.name} can't be read: {error.strerror or error}"]
-    return core, size, list(core.faults)
+        unknown.append(f"{vmcore.name} can't be read: {error.strerror or error}")
+    return None, size
 
 
-def _read_json(path: Path) -> tuple[dict[str, Any], str]:
-    """A report and what is wrong with it."""
+def _read_json(path: Path, unknown: list[str]) -> dict[str, Any]:
+    """A report; empty, with the reason in ``unknown``, where it is not one of this version's."""
     try:
         with path.open("rb") as stream:
             value = json.loads(stream.read(JSON_BYTES_MAX))
-    except FileNotFoundError:
-        return {}, f"there is no {path.name}"
     except OSError as error:
-        return {}, f"{path.name} can't be read: {error.strerror or error}"
+        unknown.append(f"{path.name} can't be read: {error.strerror or error}")
+        return {}
     except (ValueError, RecursionError):
-        return {}, f"{path.name} is damaged: no JSON"
+        unknown.append(f"{path.name} is damaged: no JSON")
+        return {}
     if not isinstance(value, dict) or value.get("schema") != SCHEMA:
-        return {}, f"{path.name} is damaged, or of another version of crashlend"
-    return value, ""
+        unknown.append(f"{path.name} is damaged, or of another version of crashlend")
+        return {}
+    return value

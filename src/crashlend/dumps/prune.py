@@ -3,7 +3,8 @@
 
 A dump that goes is first renamed to a name that no reader takes for a dump, then removed: whoever is
 killed on the way leaves no half dump behind, and the next prune finishes it. A capture that is still
-being written by another host is left alone, and so is every directory that holds what is not ours.
+being written by another host is left alone, and so is every directory that holds what is not ours or
+what could not be judged: no answer is no reason to remove anything.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from crashlend.dumps.directory import NAME
+from crashlend.dumps.directory import NAME, read_dump, strange_of
 from crashlend.errors import CrashlendError
 
 if TYPE_CHECKING:
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 GOING = ".pruned-"
 # A capture that has not written for so long has ended: longer than its dead-man timer allows by default.
 QUIET_SECONDS = 3600
+CHANGED = "it has changed since it was chosen"
+FASTER = "another prune was faster"
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,8 @@ def choose(dumps: Sequence[Dump], keep: int, under_way: Iterable[Dump] = ()) -> 
     """Of each host's dumps the ``keep`` that are of most use stay. Pure.
 
     Partial ones go before complete ones, older before newer. The newest complete one of a host
-    always stays, whatever ``keep`` is, and so do those of ``under_way`` and those with strange files.
+    always stays, whatever ``keep`` is, and so do those of ``under_way``, those that could not be judged and
+    those with strange files.
     """
     busy = {dump.path for dump in under_way}
     go: list[Dump] = []
@@ -48,10 +52,12 @@ def choose(dumps: Sequence[Dump], keep: int, under_way: Iterable[Dump] = ()) -> 
     for host in sorted({dump.host for dump in dumps}):
         own = sorted((d for d in dumps if d.host == host), key=_by_use, reverse=True)
         for place, dump in enumerate(own):
-            if dump.path in busy:
+            if dump.unknown:
+                kept.append((dump, f"it can't be judged: {'; '.join(dump.unknown)}"))
+            elif dump.path in busy:
                 kept.append((dump, "it is still being written"))
             elif dump.strange:
-                kept.append((dump, f"it holds what is not ours: {', '.join(dump.strange)}"))
+                kept.append((dump, _not_ours(dump.strange)))
             elif place < keep:
                 kept.append((dump, f"one of the {keep} to keep"))
             elif place == 0 and dump.complete:
@@ -75,15 +81,15 @@ def _by_use(dump: Dump) -> tuple[bool, str, str]:
 def is_under_way(dump: Dump, now: float) -> bool:
     """Whether a capture may still be writing it: it is partial, and something in it is new.
 
-    ``now`` is UNIX time by the clock of whoever keeps the files' times.
+    ``now`` is UNIX time by the clock of whoever keeps the files' times. What has no time to be read
+    may be new.
     """
     if dump.complete:
         return False
-    newest = 0.0
-    with suppress(OSError):
-        newest = dump.path.stat().st_mtime
-        for item in dump.path.iterdir():
-            newest = max(newest, item.stat().st_mtime)
+    try:
+        newest = max(item.stat().st_mtime for item in (dump.path, *dump.path.iterdir()))
+    except OSError:
+        return True
     return now - newest < QUIET_SECONDS
 
 
@@ -101,35 +107,54 @@ def leftovers(where: Path) -> list[Path]:
     return []
 
 
-def remove(dump: Dump) -> bool:
-    """Remove a dump; False where another prune was faster.
+def remove(dump: Dump) -> str:
+    """Remove a dump, if it still is what it was when it was chosen. Why it stayed, or empty.
 
     Raises:
         CrashlendError: the system refused.
 
     """
     going = dump.path.with_name(GOING + dump.path.name)
+    if read_dump(dump.path) != dump:
+        return CHANGED if os.path.lexists(dump.path) else FASTER
     try:
         os.rename(dump.path, going)
+        why = remove_leftover(going)
+        if why:
+            os.rename(going, dump.path)
     except FileNotFoundError:
-        return False
+        return FASTER
     except OSError as error:
         raise _refused(dump.path, error) from error
-    remove_leftover(going)
-    return True
+    return why
 
 
-def remove_leftover(path: Path) -> None:
-    """Remove a renamed directory: its files, never a directory in it. Again where it was interrupted."""
+def remove_leftover(path: Path) -> str:
+    """Remove a renamed directory, if all in it is ours. Why it stayed, whole, or empty.
+
+    Again where it was interrupted. A directory in it is never removed.
+
+    Raises:
+        CrashlendError: the system refused.
+
+    """
     try:
-        for item in sorted(path.iterdir()):
+        names = sorted(os.listdir(path))
+        if strange_of(names):
+            return _not_ours(strange_of(names))
+        for name in names:
             with suppress(FileNotFoundError):
-                item.unlink()
+                (path / name).unlink()
         path.rmdir()
     except FileNotFoundError:
-        return
+        return ""
     except OSError as error:
         raise _refused(path, error) from error
+    return ""
+
+
+def _not_ours(names: Sequence[str]) -> str:
+    return f"it holds what is not ours: {', '.join(names)}"
 
 
 def _refused(path: Path, error: OSError) -> CrashlendError:
