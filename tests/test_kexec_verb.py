@@ -540,7 +540,8 @@ def process(root: Path, pid: int, parent: int, *words: str) -> None:
         (["/bin/sh", "/usr/sbin/kdump-config", "try-reload"], "kdump-config try-reload"),
         (["/bin/sh", "/usr/sbin/kdump-config", "reload"], "kdump-config reload"),
         (["/bin/bash", "/bin/kdumpctl", "reload"], "kdumpctl reload"),
-        (["/bin/bash", "/usr/bin/kdumpctl", "restart"], "kdumpctl restart"),
+        # it is stop and start, and start loads nothing where a crash kernel is loaded
+        (["/bin/bash", "/usr/bin/kdumpctl", "restart"], ""),
         (["/bin/sh", "/usr/sbin/kdump-config", "unload"], ""),
         (["/bin/bash", "/usr/bin/kdumpctl", "stop"], ""),
         (["systemctl", "reload", "kdump"], ""),

@@ -226,16 +226,24 @@ def test_a_control_must_have_lost_its_dump_for_lack_of_memory(
 
 
 def test_kdumpctls_steps_are_judged_by_what_they_leave() -> None:
-    """Exit code, whether a crash kernel is loaded, and whether memory is lent, each step on its own."""
+    """Exit code, whether a crash kernel is loaded, and whether memory is lent, each step on its own.
+
+    What came up after the crash is what the restart was to load: its line has the word that was put in.
+    """
+    line = f"[    0.1] Kernel command line: ro panic=1 {utils.CHANGED} nokaslr\r\n"
     good = {
         name: f'kdump: ok\nexit 0\n  "loaded": {str(loaded).lower()},\n    "bytes": {int(lent) << 29},\n'
         for name, (loaded, lent) in utils.WANTED.items()
     }
-    assert all(check.ok for check in utils.check_steps(good))
+    assert all(check.ok for check in utils.check_steps(good, line))
     for name, text in good.items():
         for bad in (text.replace("exit 0", "exit 1"), text.replace("loaded", "ladoed"), ""):
-            checks = utils.check_steps({**good, name: bad})
+            checks = utils.check_steps({**good, name: bad}, line)
             assert [c.ok for c in checks].count(False) == 1
+    for bad in ("", line.replace(utils.CHANGED, ""), line + "Kernel command line: ro"):
+        assert [c.name for c in utils.check_steps(good, bad) if not c.ok] == [
+            "the restart loads what was changed"
+        ]
 
 
 @pytest.mark.parametrize("more", ["", utils.STEPS, trial.RELOAD], ids=["", "utils", "reload"])

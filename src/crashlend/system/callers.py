@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from crashlend.hostfiles import HostFiles
 
-# kdump-tools: /usr/sbin/kdump-config; kdump-utils: /usr/bin/kdumpctl
-PROGRAMS = ("kdump-config", "kdumpctl")
-RELOADS = ("reload", "try-reload", "condreload", "restart")
+# kdump-tools: /usr/sbin/kdump-config; kdump-utils: /usr/bin/kdumpctl. Not kdumpctl's restart: it loads
+# nothing where a crash kernel is loaded still, and no rule of udev calls it.
+RELOADS = {"kdump-config": ("reload", "try-reload", "condreload"), "kdumpctl": ("reload",)}
 # a script, its subshells, sudo
 GENERATIONS = 8
 
@@ -30,8 +30,9 @@ def reload_follows(files: HostFiles, pid: int) -> str:
             break
         words = _words(files, pid)
         for program, action in zip(words, words[1:]):
-            if os.path.basename(program) in PROGRAMS and action in RELOADS:
-                return f"{os.path.basename(program)} {action}"
+            name = os.path.basename(program)
+            if action in RELOADS.get(name, ()):
+                return f"{name} {action}"
     return ""
 
 

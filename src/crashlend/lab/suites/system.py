@@ -56,7 +56,7 @@ SYSTEM = (
     ),
     SystemTrial(
         "system-utils-6.1",
-        "kdumpctl of kdump-utils starts, reloads, stops and starts through crashlend kexec by "
+        "kdumpctl of kdump-utils starts, reloads, stops, starts and restarts through crashlend kexec by "
         "kexec_file_load; what it has loaded saves its dump",
         spec={"cmdline": "crashkernel=512M,cma crashkernel=256M"},
         most_bytes=256 * MIB,

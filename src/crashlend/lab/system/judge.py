@@ -54,8 +54,8 @@ def run_system_trial(
     if spec.settings is None:
         checks = check_saved(outcome)
     elif trial.utils:
-        checks = [*utils.check_steps(outcome.told), *check_lending(outcome, trial.most_bytes)]
-        checks += check_saved(outcome)
+        checks = utils.check_steps(outcome.told, outcome.console)
+        checks += [*check_lending(outcome, trial.most_bytes), *check_saved(outcome)]
     else:
         checks = [check_service(outcome), check_reload(outcome)]
         checks += [*check_lending(outcome, trial.most_bytes), *check_saved(outcome)]

@@ -54,23 +54,28 @@ WANTED = {
     "kdumpctl-reload": (True, True),
     "kdumpctl-stop": (False, False),
     "kdumpctl-again": (True, True),
+    "kdumpctl-restart": (True, True),
 }
-STEPS = """\
+# put on the crash kernel's line before the restart: what crashes later must have it
+CHANGED = "crashlend.lab=restarted"
+STEPS = f"""\
 kdump-config unload
 cp "/var/lib/kdump/initrd.img-$(uname -r)" "/var/lib/kdump/initramfs-$(uname -r)kdump.img"
-step() {
+step() {{
     "$@"
     code=$?
     journalctl -u kdump.service -o cat --no-pager --cursor-file=/run/cursor | grep -v '^-- '
     echo "exit $code"
     crashlend status --json | grep -E '"(loaded|bytes)"'
-}
+}}
 systemctl daemon-reload
 tell kdumpctl-start step systemctl start kdump.service
 tell kdumpctl-status step kdumpctl status
 tell kdumpctl-reload step systemctl reload kdump.service
 tell kdumpctl-stop step systemctl stop kdump.service
 tell kdumpctl-again step systemctl start kdump.service
+echo 'KDUMP_COMMANDLINE_APPEND="$KDUMP_COMMANDLINE_APPEND {CHANGED}"' >>/etc/sysconfig/kdump
+tell kdumpctl-restart step kdumpctl restart
 """
 
 
@@ -111,8 +116,11 @@ def steps(told: Mapping[str, str]) -> dict[str, list[str]]:
     return {name: told[name].strip().splitlines() for name in WANTED if name in told}
 
 
-def check_steps(told: Mapping[str, str]) -> list[Check]:
-    """Whether each of kdumpctl's steps succeeded and left what it must leave."""
+def check_steps(told: Mapping[str, str], console: str) -> list[Check]:
+    """Whether each of kdumpctl's steps succeeded and left what it must leave.
+
+    ``console`` has the line of the crash kernel that came up: the one that the restart was to load.
+    """
     checks = []
     for name, wanted in WANTED.items():
         text = told.get(name, "")
@@ -123,4 +131,6 @@ def check_steps(told: Mapping[str, str]) -> list[Check]:
         checks.append(
             Check(name.replace("-", " "), "exit 0" in text and found == wanted, words[-400:])
         )
-    return checks
+    booted = [line for line in console.splitlines() if "Kernel command line: " in line][-1:]
+    line = booted[0].strip() if booted else "no kernel told its line"
+    return [*checks, Check("the restart loads what was changed", CHANGED in line, line[-400:])]
