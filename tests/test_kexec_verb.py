@@ -182,6 +182,7 @@ def test_which_system_call(word: str, syscall: str) -> None:
         (["-p", "--mem-min=0", "k"], "--mem-min would change"),
         (["-p", "--real-mode", "k"], "--real-mode would change"),
         (["-p", "--initrd=i", "--command-line=a"], "no kernel was named"),
+        (["-p", "--initrd=i", "--command-line=a", ""], "no kernel was named"),
         (["-p", "--initrd=i", "--command-line=a", "k", "l"], "2 kernels were named"),
         (["-p", "--command-line=a", "k"], "no initramfs was given"),
         (["-p", "--initrd=", "--command-line=a", "k"], "no initramfs was given"),

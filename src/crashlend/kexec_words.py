@@ -156,8 +156,9 @@ def _load(
     options: Sequence[tuple[str, str]],
     values: Mapping[str, str],
 ) -> Request:
-    if len(rest) != 1:
-        why = f"{len(rest)} kernels were named: {' '.join(rest)}" if rest else "no kernel was named"
+    if len(rest) != 1 or not rest[0]:
+        many = len(rest) > 1
+        why = f"{len(rest)} kernels were named: {' '.join(rest)}" if many else "no kernel was named"
         raise UsageError("kexec", why, hint="the kernel's file is the one word that is no option")
     kind = values.get("type", TYPES[0])
     if kind not in TYPES:
