@@ -375,6 +375,11 @@ def test_the_level_of_kdump_tools(text: str, level: int | None) -> None:
         ("#core_collector scp\n  core_collector makedumpfile -d 1 # all\n", 1),
         ("core_collector scp\n", 0),
         ("core_collector /usr/sbin/makedumpfile -F -d 17\n", 17),
+        ("core_collector\tmakedumpfile -l -d 1\n", 1),
+        ("\tcore_collector \t makedumpfile\t-l\t-d\t1\t# all\n", 1),
+        ("core_collector\tscp\n", 0),
+        ("core_collector makedumpfile\n", 0),
+        ("core_collector\t# none\n", 31),
     ],
 )
 def test_the_level_of_kdump_utils(text: str, level: int | None) -> None:

@@ -81,12 +81,13 @@ def of_kdump_utils(text: str) -> tuple[Optional[int], str]:
     """The level in a file of ``option value`` lines, and why it can't be told."""
     collector = ""
     for line in text.splitlines():
-        name, _, value = line.partition("#")[0].strip().partition(" ")
+        # as kdumpctl's `read -r opt val`: blanks or tabs
+        name, value = [*line.partition("#")[0].split(None, 1), "", ""][:2]
         if name == "core_collector":
             collector = value.strip()
     if not collector:
         return USUAL_LEVEL, ""
-    program, _, words = collector.partition(" ")
+    program, words = [*collector.split(None, 1), ""][:2]
     if program.rsplit("/", 1)[-1] != "makedumpfile":
         return 0, ""
     return level_of(words)
