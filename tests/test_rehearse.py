@@ -6,6 +6,8 @@ from __future__ import annotations
 import gzip
 import json
 import lzma
+import os
+import shutil
 import subprocess
 import sys
 from argparse import Namespace
@@ -32,6 +34,7 @@ from crashlend.lab.qemu import Report
 from crashlend.lab.spec import Check, Spec
 from crashlend.lab.twin import standin
 from crashlend.lab.twin.contents import read_capture, read_files
+from crashlend.lab.twin.private import private
 from crashlend.lab.twin.rehearse import Played, _Eyes
 from crashlend.lab.twin.run import Payload, snapshot_payload, twin_spec
 from crashlend.lab.twin.shape import resemble
@@ -324,6 +327,41 @@ def test_a_twin_loads_with_the_hosts_settings(tmp_path: Path) -> None:
     assert (spec.dump_level, spec.lend_bytes, spec.cmdline) == (23, GIB, shape.cmdline)
     assert spec.initramfs is not None
     assert spec.initramfs.read_bytes().startswith(data)
+    assert spec.initramfs.stat().st_mode & 0o777 == 0o600
+
+
+def test_what_a_twin_keeps_is_its_users_alone(tmp_path: Path) -> None:
+    """Whatever the umask, directories come to be 0700 and files 0600; also where the twin failed."""
+
+    def fails(place: Path) -> None:
+        with private(place) as where:
+            (where / "saved").mkdir()
+            (where / "saved/vmcore").write_bytes(b"")
+            (where / "lab.ext4").write_bytes(b"")
+            raise CrashlendError("the lab can't")
+
+    was = os.umask(0)
+    try:
+        for _ in range(2):  # and once more, into what is there
+            with pytest.raises(CrashlendError, match="the lab can't"):
+                fails(tmp_path / "kept")
+            modes = {p.name: p.stat().st_mode & 0o777 for p in (tmp_path / "kept").rglob("*")}
+            assert modes == {"saved": 0o700, "vmcore": 0o600, "lab.ext4": 0o600}
+            shutil.rmtree(tmp_path / "kept/saved")
+    finally:
+        os.umask(was)
+    assert (tmp_path / "kept").stat().st_mode & 0o777 == 0o700
+
+
+def test_a_directory_that_others_see_keeps_nothing(tmp_path: Path) -> None:
+    """The host's keys go into none that is there for others, nor behind a link."""
+    public = tmp_path / "public"
+    public.mkdir(mode=0o755)
+    (tmp_path / "link").symlink_to(public)
+    for place in (public, tmp_path / "link"):
+        with pytest.raises(CrashlendError, match="others can look into it"), private(place):
+            pytest.fail("it was taken")
+    assert public.stat().st_mode & 0o777 == 0o755
 
 
 # ---- the verdict

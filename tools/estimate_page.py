@@ -30,6 +30,9 @@ Both need Python 3.11, QEMU and the extra `[lab]`. A snapshot holds facts, not f
 kernel of `crashlend lab kernels` or a vmlinuz (with `--modules`), `--initramfs` a file from the host; without
 it one is built from the lab's own userland, and the result says so.
 
+What `--keep DIR` leaves has the host's capture initramfs in it, and so its keys, and a dump: DIR is made with mode
+0700 and its files with 0600, and one that is there already and that others can look into is refused.
+
 ## estimate
 
 Production boots once, loads as the host would, and is stopped where its panic hands over. From there the

@@ -53,7 +53,13 @@ def add_twin_flags(parser: argparse.ArgumentParser) -> None:
         help="for one guest (default: %(default)g)",
     )
     parser.add_argument("--accel", choices=("auto", "tcg", "kvm"), default="tcg")
-    parser.add_argument("--keep", type=Path, metavar="DIR", help="keep disk, console and events")
+    parser.add_argument(
+        "--keep",
+        type=Path,
+        metavar="DIR",
+        help="keep disk, console and events; the capture's keys (SSH, LUKS) and production's memory are "
+        "in them, so DIR is made for you alone, and refused where others can look into it",
+    )
     config.add_flags(parser, (*LENDING, "initramfs", "nr_cpus", "append", *CAPTURE))
 
 

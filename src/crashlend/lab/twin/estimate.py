@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ from crashlend.lab.entry.stop import STOP
 from crashlend.lab.records import machine_facts
 from crashlend.lab.trial import run_trial
 from crashlend.lab.twin.bisect import find_least
+from crashlend.lab.twin.private import private
 from crashlend.lab.twin.probes import Probes
 from crashlend.lab.twin.run import make_twin_disk, twin_spec
 from crashlend.lab.twin.shape import host_memory, resemble
@@ -133,8 +135,10 @@ def estimate(
         reserve_bytes=RESERVE_BYTES,
         simple=True,
     )
-    with tempfile.TemporaryDirectory(prefix="crashlend-twin-") as name:
+    with ExitStack() as stack:
+        name = stack.enter_context(tempfile.TemporaryDirectory(prefix="crashlend-twin-"))
         directory = Path(name)
+        kept = stack.enter_context(private(options.keep or directory / "run"))
         standin = make_twin_disk(payload, directory)
         payload = replace(payload, changes=(*payload.changes, *standin.changes))
         spec = twin_spec(
@@ -162,7 +166,7 @@ def estimate(
         say(f"booting the twin: {mib(shape.memory_bytes)}, {shape.cmdline or 'no words'}")
         outcome = run_trial(
             spec,
-            keep=options.keep or directory / "run",
+            keep=kept,
             say=say,
             stop=probes,
             read=lambda where: standin.read(standin.image, where),

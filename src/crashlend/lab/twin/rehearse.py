@@ -5,12 +5,14 @@ from __future__ import annotations
 
 import tempfile
 import time
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from crashlend.lab.records import machine_facts
 from crashlend.lab.trial import STAGES, run_trial
+from crashlend.lab.twin.private import private
 from crashlend.lab.twin.run import make_twin_disk, twin_spec
 from crashlend.lab.twin.shape import resemble
 from crashlend.lab.watch import Watch
@@ -92,8 +94,10 @@ def rehearse(
         memory_bytes=options.memory_bytes,
         signed=bool(payload.kernel.version),
     )
-    with tempfile.TemporaryDirectory(prefix="crashlend-twin-") as name:
+    with ExitStack() as stack:
+        name = stack.enter_context(tempfile.TemporaryDirectory(prefix="crashlend-twin-"))
         directory = Path(name)
+        where = stack.enter_context(private(options.keep or directory / "run"))
         standin = make_twin_disk(payload, directory)
         spec = twin_spec(
             payload,
@@ -104,7 +108,6 @@ def rehearse(
             timeout_seconds=options.timeout_seconds,
             accel=options.accel,
         )
-        where = options.keep or directory / "run"
         eyes = _Eyes(where / "console.log", say)
         say(f"booting the twin: {mib(shape.memory_bytes)}, {shape.cmdline or 'no words'}")
         outcome = run_trial(

@@ -80,6 +80,8 @@ def twin_spec(
 ) -> Spec:
     """The trial that is the twin; ``more`` commands follow the load. Writes its initramfs."""
     initramfs = directory / "twin.initramfs"
+    # its keys: copies of it are as private
+    initramfs.touch(0o600)
     initramfs.write_bytes(appended(payload.initramfs, standin.archive))
     load = ["load", "--nr-cpus", str(settings.nr_cpus), "--on-mismatch", settings.on_mismatch]
     load += ["--lend-share", str(settings.lend_share), "--lend-min", str(settings.lend_min)]
