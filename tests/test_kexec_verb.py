@@ -27,7 +27,7 @@ from crashlend.formats.cmdline import crash_base, split
 from crashlend.hostfiles import TreeFiles
 from crashlend.payload import read_files
 from crashlend.plan import make_plan
-from crashlend.system import kexec
+from crashlend.system import kexec, shrinking
 from crashlend.system.callers import reload_follows
 from crashlend.system.image import build_image
 from test_cli import FakeHost, fake, run, untouched
@@ -487,12 +487,39 @@ def test_status_exits_as_kexecs(adopted: FakeHost, monkeypatch: pytest.MonkeyPat
     assert run("kexec", "-S").code == 255
 
 
-@pytest.mark.parametrize("text", ["MAKEDUMP_ARGS='-c -d 1'\n", "MAKEDUMP_ARGS=$X\n"])
-def test_user_data_in_the_dump_and_lent_memory_are_refused(
-    adopted: FakeHost, words: list[str], text: str
+LEVELS = ["MAKEDUMP_ARGS='-c -d 1'\n", "MAKEDUMP_ARGS=$X\n"]
+SMALL_AND_SHRINKING = Settings(lend_min=512 * MIB, shrink_on_load=True)
+
+
+@pytest.mark.parametrize("text", LEVELS)
+def test_where_user_data_is_wanted_nothing_is_lent(
+    adopted: FakeHost, words: list[str], text: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Their level wants user data, or can't be told: exit 11 before anything is touched."""
+    """Their level wants user data, or can't be told: as kexec would, the reservation alone is loaded into.
+
+    Loudly, with neither lend_min nor shrink_on_load in the way; what was lent before goes back.
+    """
+    run(*words)
+    assert adopted.machine.movable_blocks()
+    run("kexec", "-p", "-u")
     (adopted.root / "etc/default/kdump-tools").write_text(text)
+    monkeypatch.setattr(kexec_verb, "settings_from", lambda _: SMALL_AND_SHRINKING)
+    monkeypatch.setattr(shrinking, "shrink", lambda *_, **__: pytest.fail("it shrinks"))
+    answer = run(*words)
+    assert answer.code == 0
+    assert "WARNING: the dump is to have user data" in answer.err
+    assert "asked for" not in answer.err
+    assert adopted.loaded
+    assert adopted.machine.movable_blocks() == []
+
+
+@pytest.mark.parametrize("text", LEVELS)
+def test_user_data_where_only_lending_would_do_is_refused(
+    adopted: FakeHost, words: list[str], tmp_path: Path, text: str
+) -> None:
+    """The image does not fit the reservation alone: exit 11 before anything is touched."""
+    (adopted.root / "etc/default/kdump-tools").write_text(text)
+    (tmp_path / "initrd").write_bytes(bytes(300 * MIB))
     answer = run(*words)
     assert answer.code == 11
     assert "hint: " in answer.err

@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING, Callable, TypeVar
 from crashlend import __version__, kexec_words
 from crashlend.cli.hosts import files_getter, settings_from
 from crashlend.cli.output import complain, progress
-from crashlend.errors import EXIT_DONE, CrashlendError
+from crashlend.errors import EXIT_DONE, CrashlendError, RefusedError, TooSmallError
 from crashlend.facts.others import Wanted, wanted_levels
 from crashlend.formats.cmdline import from_proc
 from crashlend.hostfiles import TreeFiles
+from crashlend.plan import USER_DATA_LEVELS
 from crashlend.sizes import mib
 from crashlend.system import kexec, loading
 from crashlend.system.callers import reload_follows
@@ -60,6 +61,10 @@ BUSY_SECONDS = 300.0
 BUSY_POLL_SECONDS = 0.5
 STATUS_UNKNOWN = 255
 CRASH_SIZE = "/sys/kernel/kexec_crash_size"
+NOT_LENT = (
+    "the dump is to have user data or page cache (level {}), which lent memory can't give: nothing is lent, "
+    "and the capture has the reservation alone"
+)
 UNKNOWN_LEVEL = (
     "no configuration of kdump-tools or kdump-utils was found, so what the capture leaves out of the dump "
     "is taken from the setting dump_level: {}"
@@ -117,20 +122,33 @@ def _load(args: argparse.Namespace, request: kexec_words.Request) -> int:
     settings, notes = with_level(settings, wanted_levels(files))
     for note in notes:
         progress(f"note: {note}")
+    lends = can_lend(settings)
+    if not lends:
+        progress(f"WARNING: {NOT_LENT.format(settings.dump_level)}")
+        settings = without_lending(settings)
     for name in request.idle if request.debug else ():
         progress(f"--{name} changes nothing: {_why_idle(name)}")
-    done = when_free(
-        lambda: loading.load(
-            settings,
-            files_getter(settings, progress),
-            say=progress,
-            clock=time.monotonic,
-            shrink=settings.shrink_on_load,
+    try:
+        done = when_free(
+            lambda: loading.load(
+                settings,
+                files_getter(settings, progress),
+                say=progress,
+                clock=time.monotonic,
+                shrink=settings.shrink_on_load,
+            )
         )
-    )
+    except TooSmallError as error:
+        if lends:
+            raise
+        raise RefusedError(
+            f"dump level {settings.dump_level} wants user data, so nothing can be lent, and without that",
+            str(error),
+            hint="use a level with 2, 4 and 8 set (31), set allow_missing_user_data, or reserve more",
+        ) from error
     for note in done.plan.notes:
         progress(f"note: {note}")
-    if done.plan.lent.size < done.plan.offer.asked_bytes:
+    if lends and done.plan.lent.size < done.plan.offer.asked_bytes:
         progress(
             f"note: {mib(done.plan.lent.size)} are lent, {mib(done.plan.offer.asked_bytes)} were asked "
             "for; crashlend plan --census -v shows why"
@@ -155,8 +173,8 @@ def _why_idle(name: str) -> str:
 def with_level(settings: Settings, wanted: tuple[Wanted, ...]) -> tuple[Settings, tuple[str, ...]]:
     """The settings with the level of who will save the dump; notes for people.
 
-    What can't be told counts as one that wants all memory: planning refuses that where memory is lent,
-    unless the setting allow_missing_user_data is there.
+    What can't be told counts as one that wants all memory: then nothing is lent, unless the setting
+    allow_missing_user_data is there.
     """
     if not wanted:
         return settings, (UNKNOWN_LEVEL.format(settings.dump_level),)
@@ -166,6 +184,22 @@ def with_level(settings: Settings, wanted: tuple[Wanted, ...]) -> tuple[Settings
             notes.append(f"{one.file}: {one.why}: taken for a dump of all memory")
         level &= one.level or 0
     return replace(settings, dump_level=level), tuple(notes)
+
+
+def can_lend(settings: Settings) -> bool:
+    """Whether the dump that is wanted can do without what lent memory holds."""
+    enough = settings.dump_level & USER_DATA_LEVELS == USER_DATA_LEVELS
+    return enough or settings.allow_missing_user_data
+
+
+def without_lending(settings: Settings) -> Settings:
+    """The settings of a load like kexec's own: nothing is lent, and the whole reservation stays.
+
+    A kernel's own ranges that kexec_file_load leaves out of every dump are missing with kexec, too.
+    """
+    return replace(
+        settings, lender="none", lend_min=0, shrink_on_load=False, allow_missing_user_data=True
+    )
 
 
 def when_free(act: Callable[[], T]) -> T:
