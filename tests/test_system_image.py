@@ -192,6 +192,7 @@ def test_each_check_can_fail(kind: dict[str, Any], name: str) -> None:
     assert any(one.startswith(name) for one in failed(outcome(**kind)))
 
 
+FAILED = "failed to load kdump kernel ... failed!"
 OOM = f"{PRODUCTIONS_OWN}\nOut of memory: Killed process 1\nKernel panic - not syncing: Out of memory\n"
 
 
@@ -206,13 +207,24 @@ OOM = f"{PRODUCTIONS_OWN}\nOut of memory: Killed process 1\nKernel panic - not s
             {
                 "dump": None,
                 "stamps": {"panic": 1.0},
-                "told": {"loaded": "0", "journal": "failed to load kdump kernel"},
+                "told": {"loaded": "0", "journal": f"locate_hole failed\n{FAILED}"},
             },
             "",
         ),
         (
+            {
+                "dump": None,
+                "stamps": {"panic": 1.0},
+                "told": {
+                    "loaded": "0",
+                    "journal": f"Cannot open /var/lib/kdump/initrd.img\n{FAILED}",
+                },
+            },
+            "kexec does not say",
+        ),
+        (
             {"dump": None, "stamps": {"panic": 1.0}, "told": {"loaded": "0", "journal": "?"}},
-            "kdump-tools said",
+            "kexec does not say",
         ),
     ],
 )
