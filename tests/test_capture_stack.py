@@ -99,6 +99,20 @@ echo "${0##*/} $*" >>calls
 case "$*" in *--no-degraded*) exit $(cat fails 2>/dev/null || echo 0) ;; esac
 exit $(cat "fails.${0##*/}" 2>/dev/null || echo 0)
 """
+# mdadm as of 4.2 where a member is missing until there is a file "whole": --no-degraded ends with 0
+# and leaves the array inactive, which holds the members that are there.
+MDADM = """
+echo "mdadm $*" >>calls
+state=read-auto
+case "$*" in
+  *--stop*) rm -r block/md100 && exit ;;
+  *--no-degraded*) [ -e whole ] || state=inactive ;;
+esac
+[ ! -e block/md100 ] || exit 1
+mkdir -p block/md100/md
+echo $state >block/md100/md/array_state
+echo /dev/md100 >there
+"""
 # What exists once a tool has run cannot be a block device here: "[ -b" is asked of a function.
 WORLD = (
     STUBS
@@ -114,14 +128,15 @@ find_device() { echo "/dev/found-$3"; }
 )
 
 
-def world(where: Path, script: str) -> tuple[str, list[str]]:
-    """What the script prints, and the calls of tools."""
-    for tool in ("mdadm", "cryptsetup", "lvm"):
-        executable(where / f"bin/{tool}", TOOL)
+def world(where: Path, script: str, mdadm: str = TOOL) -> tuple[str, list[str]]:
+    """What the script prints, and the calls of tools. sysfs has its block devices in ``where``/block."""
+    for tool, text in {"mdadm": mdadm, "cryptsetup": TOOL, "lvm": TOOL}.items():
+        executable(where / f"bin/{tool}", text)
     init = (
         shell("cat ./init", where)
         .replace("[ -b ", "is_there ")
         .replace('[ ! -b "/dev/mapper', '! is_there "/dev/mapper')
+        .replace("/sys/class/block", str(where / "block"))
     )
     (where / "moved").write_text(init)
     setup = ". ./moved; defaults; TMP=$PWD LOG=$PWD/log ETC=$PWD PATH=$PWD/bin:/bin:/usr/bin\n"
@@ -206,6 +221,51 @@ def test_a_missing_member_is_waited_for_but_not_for_ever(tmp_path: Path) -> None
     assert whole
     assert rest
     assert calls.index(whole[-1]) < calls.index(rest[0])
+
+
+@needs_busybox
+def test_an_array_that_does_not_run_is_not_taken(tmp_path: Path) -> None:
+    """Of an incomplete array mdadm makes a device without a byte, and calls that success.
+
+    It is stopped, and started without the member that does not come.
+    """
+    out, calls = world(
+        tmp_path, "stack_began=0; stack_raid 1:2 plain || echo failed; cat said", MDADM
+    )
+    assert out.splitlines() == [
+        "not all members of the RAID 1:2 have appeared: going on without",
+        "RAID 1:2 is /dev/md100",
+    ]
+    tried = f"mdadm --assemble --scan --config={tmp_path}/mdadm.conf"
+    stop = "mdadm --stop /dev/md100"
+    whole = f"{tried} --no-degraded"
+    assert calls == [whole, stop, whole, stop, f"{tried} --run"]
+    assert (tmp_path / "array.100").read_text() == "1:2\n"
+
+
+@needs_busybox
+def test_a_member_that_comes_late_is_in_the_array(tmp_path: Path) -> None:
+    """The attempt before has let go of the other members, so that the array becomes complete."""
+    late = 'stack_began=0; usleep() { : >whole; }; stack_raid 1:2 plain || echo "failed: $WHY"'
+    out, calls = world(tmp_path, late, MDADM)
+    assert not out
+    assert [call.split()[-1] for call in calls] == ["--no-degraded", "/dev/md100", "--no-degraded"]
+
+
+@needs_busybox
+def test_an_array_is_frozen_within_a_bound(tmp_path: Path) -> None:
+    """Who writes the word may have to wait for a resync to end: the shell must not do that itself."""
+    (tmp_path / "whole").touch()
+    script = """
+    bounded() { echo "$*" >>bounds; shift; "$@"; }
+    stack_began=0
+    stack_raid 1:2 plain
+    cat bounds block/md100/md/sync_action
+    """
+    out, _ = world(tmp_path, script, MDADM)
+    bounds = out.splitlines()
+    assert bounds.pop() == "frozen"
+    assert "sync_action" in bounds[-1]
 
 
 @needs_busybox

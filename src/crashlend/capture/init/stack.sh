@@ -32,7 +32,9 @@ stack_raid() {
   printf 'DEVICE partitions\nARRAY /dev/md%s UUID=%s\n' "$number" "$1" >"$TMP/mdadm.conf"
   how=--no-degraded
   until bounded 30 mdadm --assemble --scan --config="$TMP/mdadm.conf" $how >>"$LOG" 2>&1 &&
-    [ -b "/dev/md$number" ]; do
+    stack_raid_runs "$number"; do
+    # what is put together without running would keep its members from the next attempt
+    [ ! -e "/sys/class/block/md$number" ] || bounded 10 mdadm --stop "/dev/md$number" >>"$LOG" 2>&1
     if stack_over "$TARGET_TIMEOUT"; then
       fail "cannot assemble the RAID $1 of the dump target"
       return 1
@@ -40,14 +42,23 @@ stack_raid() {
     if stack_over $((TARGET_TIMEOUT / 3)); then
       [ $how = --run ] || say "not all members of the RAID $1 have appeared: going on without"
       how=--run
-      bounded 10 mdadm --stop "/dev/md$number" >>"$LOG" 2>&1
     fi
     usleep 500000
   done
   # production does that later; here it would take the disks from the dump
-  echo frozen 2>/dev/null >"/sys/class/block/md$number/md/sync_action"
+  # shellcheck disable=SC2016  # its own argument
+  bounded 10 sh -c 'echo frozen >"$1"' freeze "/sys/class/block/md$number/md/sync_action" 2>/dev/null
   echo "$1" >"$TMP/array.$number"
   say "RAID $1 is /dev/md$number"
+}
+
+# stack_raid_runs NUMBER: whether that array can be read. Where members are missing mdadm --no-degraded
+# ends with 0 as well, and leaves the array inactive: a device without a byte.
+stack_raid_runs() {
+  [ -b "/dev/md$1" ] || return 1
+  state=''
+  read -r state 2>/dev/null <"/sys/class/block/md$1/md/array_state"
+  case $state in '' | clear | inactive) return 1 ;; esac
 }
 
 # Whether an earlier target has assembled it.
