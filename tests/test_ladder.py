@@ -180,6 +180,58 @@ def test_a_dump_that_stands_still_is_ended(tmp_path: Path) -> None:
     assert report["ladder"][3]["reason"] == why
 
 
+# After the first run nothing that touches "dead" comes back: how long each was waited for.
+DEAD = """
+STALL_TIMEOUT=1
+bounded() {
+  limit=$1
+  shift
+  case "$*" in
+    */dead*) [ ! -e calls ] || { echo "$limit $1" >>waited; return 124; } ;;
+  esac
+  case $1 in *mount) return 0 ;; esac
+  "$@"
+}
+fs_close() { TARGET_MOUNTED=$MOUNTPOINT; directory_close; }
+"""
+
+
+def test_a_disk_that_stands_still_is_asked_once_more(tmp_path: Path) -> None:
+    """Not for two minutes each by all that would be tidy: the next target has its turn."""
+    world = World(tmp_path, ["dead", "good"])
+    report = world.capture("stands", "ok", more=DEAD)
+    assert rungs(report)[3:] == [
+        ("dump", "dead", False, 31),
+        *on("good"),
+        ("dump", "good", True, 31),
+    ]
+    assert world.lines("waited") == ["10 sh", "5 umount"]
+    world = World(tmp_path / "x", ["dead"])
+    report = world.capture("stands", more=DEAD)
+    assert report["ok"] is False
+    assert world.lines("waited") == ["10 sh", "5 umount"]
+    assert world.lines("ends") == ["pstore", "console"]
+
+
+def test_a_disk_that_answers_again_has_its_report(tmp_path: Path) -> None:
+    """It may have been makedumpfile alone that stood still."""
+    world = World(tmp_path, ["stuck", "good"])
+    world.capture("stands", "ok", more="STALL_TIMEOUT=1")
+    assert "nothing was written for 1 s" in world.saved("stuck")["capture.json"]
+
+
+def test_after_a_retry_a_stall_is_a_stall(tmp_path: Path) -> None:
+    """The run that takes less memory may find the disk dead: no other level is begun there."""
+    world = World(tmp_path, ["dies", "good"])
+    report = world.capture("memory", "broken", "ok", more="DUMP_LEVEL=0")
+    assert rungs(report)[3:] == [
+        ("dump", "dies", False, 0),
+        ("dump", "dies", False, 0),
+        *on("good"),
+        ("dump", "good", True, 0),
+    ]
+
+
 def test_a_dump_that_takes_too_long_makes_room_for_a_smaller_one(tmp_path: Path) -> None:
     """dump_timeout ends it; the next level is tried on the same target."""
     world = World(tmp_path)

@@ -15,7 +15,7 @@ defaults() {
   CORE=/proc/vmcore ETC=/etc/crashlend TMP=/tmp MOUNTPOINT=/target LOG=/tmp/capture.log
   REASON='' PANIC='' LEAST_PID='' NAME='' LADDER='' DUMP_VERSION='' CAPTURE_JSON=''
   VMCORE='' VMCORE_BYTES=0 DMESG_BYTES=0 DUMP_EXIT=null DUMP_ARGS='' HOLES_LEVEL='' DUMP_FAULT=''
-  WHY='' DEAD_MAN='' FEEDERS=''
+  WHY='' DEAD_MAN='' FEEDERS='' LOST='' RUN=0
   AT_BOOT=0 TOOK_MODULES=0 TOOK_DMESG=0 TOOK_MOUNT=0 TOOK_DUMP=0
   no_target
 }
@@ -26,7 +26,7 @@ no_target() {
   for name in $(set | sed -n 's/^\(TARGET_[A-Z0-9_]*\)=.*/\1/p'); do
     [ "$name" = TARGET_TIMEOUT ] || unset "$name"
   done
-  TARGET_KIND='' TARGET_SPEC='' TARGET_MOUNTED='' DIR=''
+  TARGET_KIND='' TARGET_SPEC='' TARGET_MOUNTED='' TARGET_PATIENCE='' DIR=''
 }
 
 # Tell the console. The kernel's log never blocks; <3> is shown even with "quiet".
@@ -87,6 +87,28 @@ bounded() {
   ) &
   await $! $((limit + 5))
 } 9<&0
+
+# asked SECONDS COMMAND...: bounded, for all that touches the target. After a stall it has 10 s to
+# answer, and when it has not answered in time it is not asked again: each question to a dead disk
+# would take all of its bound.
+asked() {
+  case $TARGET_PATIENCE in
+    0) return 124 ;;
+    ?*)
+      shift
+      set -- "$TARGET_PATIENCE" "$@"
+      ;;
+  esac
+  bounded "$@"
+  status=$?
+  case $status in
+    124 | 137)
+      say "$TARGET_SPEC does not answer"
+      TARGET_PATIENCE=0 LOST=1
+      ;;
+  esac
+  return "$status"
+}
 
 size_of() {
   stat -c %s "$1" 2>/dev/null || echo 0

@@ -15,7 +15,7 @@ fs_open() {
     fi
     usleep 200000
   done
-  if ! bounded "$TARGET_TIMEOUT" mount -t "$TARGET_FSTYPE" -o "rw${TARGET_OPTIONS:+,$TARGET_OPTIONS}" \
+  if ! asked "$TARGET_TIMEOUT" mount -t "$TARGET_FSTYPE" -o "rw${TARGET_OPTIONS:+,$TARGET_OPTIONS}" \
     "$device" "$MOUNTPOINT"; then
     fail "cannot mount $device ($TARGET_SPEC, $TARGET_FSTYPE)"
     return 1
@@ -30,5 +30,5 @@ fs_put() { directory_put "$@"; }
 fs_dump() { directory_dump "$@"; }
 fs_close() {
   directory_close
-  [ -z "${TARGET_STACK:-}" ] || stack_down
+  [ -z "${TARGET_STACK:-}" ] || [ "$TARGET_PATIENCE" = 0 ] || stack_down
 }

@@ -80,6 +80,7 @@ dump_once() {
     "${TARGET_KIND}_dump" $words "$@"
     [ -z "$VMCORE" ] || break
     DUMP_FAULT=$(dump_fault)
+    [ "$DUMP_FAULT" != stall ] || TARGET_PATIENCE=${TARGET_PATIENCE:-10}
     if [ "$DUMP_FAULT" = stall ] || ! makedumpfile_other_words; then
       break
     fi
@@ -134,6 +135,7 @@ dump() {
         lean='--cyclic-buffer 1024'
         # shellcheck disable=SC2086
         dump_once "$rung" $lean && return 0
+        [ "$DUMP_FAULT" != stall ] || return 1
         ;;
     esac
   done

@@ -34,7 +34,8 @@ write_early() {
 
 leave() {
   say "done, ${REASON:-ok}: $FINAL_ACTION"
-  bounded 120 sync
+  # what hooks may have written; a target that does not answer would let it take all of its time
+  if [ -n "$LOST" ]; then bounded 5 sync; else bounded 120 sync; fi
   case $FINAL_ACTION in
     poweroff) poweroff -f -n ;;
     halt)

@@ -115,10 +115,8 @@ run_makedumpfile() {
 # Say why the last run failed.
 makedumpfile_failed() {
   last=$(grep -v -E '^ *$|^makedumpfile Failed|^This is an incomplete' "$TMP/makedumpfile.log" | tail -n 1)
-  if [ "$DUMP_EXIT" -eq 137 ]; then
-    last='killed, probably out of memory'
-    [ -s "$TMP/stalled" ] && read -r last <"$TMP/stalled"
-  fi
+  [ "$DUMP_EXIT" -ne 137 ] || last='killed, probably out of memory'
+  [ ! -s "$TMP/stalled" ] || read -r last <"$TMP/stalled"
   WHY="makedumpfile ended with $DUMP_EXIT${last:+: $last}"
   say "failed: $WHY"
   return 1

@@ -29,7 +29,7 @@ raw_open() {
 
 # raw_is_ours DEVICE: it begins with a table of ours, or with 1 MiB of zero bytes.
 raw_is_ours() {
-  bounded 20 dd if="$1" of="$TMP/raw.head" bs=65536 count=16 2>/dev/null || return 1
+  asked 20 dd if="$1" of="$TMP/raw.head" bs=65536 count=16 2>/dev/null || return 1
   [ "$(dd if="$TMP/raw.head" bs=20 count=1 2>/dev/null | tr -d '\000')" = "$RAW_MAGIC" ] ||
     [ -z "$(tr -d '\000' <"$TMP/raw.head" | dd bs=16 count=1 2>/dev/null | od -A n -t x1)" ]
   set -- $?
@@ -61,7 +61,7 @@ raw_mark() {
 
 # raw_write FILE OFFSET: the file to the device, and on it. A partial block at its end is fine.
 raw_write() {
-  bounded 60 dd if="$1" of="$RAW_DEVICE" bs=4096 seek=$(($2 / 4096)) conv=notrunc,fsync 2>/dev/null
+  asked 60 dd if="$1" of="$RAW_DEVICE" bs=4096 seek=$(($2 / 4096)) conv=notrunc,fsync 2>/dev/null
 }
 
 # raw_put FILE AS: beside what there is, never over it. The table makes it valid.
@@ -92,7 +92,7 @@ raw_dump() {
   raw_section vmcore.flat "$RAW_AT" 0
   raw_mark writing || return 1
   stream_dump raw_sink "$@" || return 1
-  read -r end <"$TMP/raw.end"
+  read -r end <"$TMP/raw.end.$RUN"
   VMCORE_BYTES=$((end - RAW_AT))
   raw_section vmcore.flat "$RAW_AT" "$VMCORE_BYTES"
   if ! raw_mark writing; then
@@ -107,11 +107,10 @@ raw_dump() {
 raw_sink() {
   {
     dd ibs=65536 obs=65536 seek=$((RAW_AT / 65536)) conv=notrunc,fsync >&4 || return 1
-    sed -n 's/^pos:[^0-9]*//p' /proc/self/fdinfo/4 >"$TMP/raw.end"
+    sed -n 's/^pos:[^0-9]*//p' /proc/self/fdinfo/4 >"$TMP/raw.end.$RUN"
   } 4<>"$RAW_DEVICE"
 }
 
 raw_close() {
   [ -z "$NAME" ] || raw_mark complete
-  bounded 60 sync
 }
