@@ -117,3 +117,19 @@ def test_a_device_of_another_size_is_not_it(tmp_path: Path) -> None:
     (tmp_path / "sys/class/block/device/size").write_text("4096\n")
     assert "neither blank nor marked" in made.capture("ok", more=FIND)["reason"]
     assert not any((tmp_path / "device").read_bytes())
+
+
+def test_what_an_earlier_run_left_says_nothing_of_the_next(tmp_path: Path) -> None:
+    """A sink that could not be ended is not taken for the one that fails; no other is begun beside it."""
+    late = (
+        FIND
+        + """
+    await() { [ "$2" = 20 ] && return 124; command wait "$1"; }
+    raw_sink() { (sleep 2; : >"$sunk"; echo 1179656 >"$TMP/raw.end.$RUN") & cat >/dev/null; wait; }
+    DUMP_TIMEOUT=1 DUMP_LEVEL=1
+    """
+    )
+    report = world(tmp_path).capture("stands", "ok", more=late)
+    assert report["ok"] is False
+    assert report["ladder"][-1]["reason"].endswith("raw:x does not take what was written")
+    assert [r["step"] for r in report["ladder"]].count("dump") == 1

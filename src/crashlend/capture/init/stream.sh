@@ -8,14 +8,17 @@ stream_dump() {
   shift
   DUMP_ARGS="$* -F"
   say "makedumpfile $DUMP_ARGS"
-  rm -f "$TMP/stalled" "$TMP/exit" "$TMP/sunk"
+  # a sink that an earlier run had to leave behind may still end: its word is not for this one
+  RUN=$((RUN + 1))
+  sunk=$TMP/sunk.$RUN
+  rm -f "$TMP/stalled" "$TMP/exit"
   : >"$TMP/sink.log"
-  { stream_source "$@" | { "$sink" 2>"$TMP/sink.log" && : >"$TMP/sunk"; }; } &
+  { stream_source "$@" | { "$sink" 2>"$TMP/sink.log" && : >"$sunk"; }; } &
   pipe=$!
   until ended "$pipe"; do
     # a sink that stands still does not end with its stream
     if [ -e "$TMP/stalled" ]; then
-      await "$pipe" 20
+      await "$pipe" 20 || [ $? -ne 124 ] || stream_lost
       break
     fi
     # the end of the stream is still to be written out
@@ -28,16 +31,22 @@ stream_dump() {
   DUMP_EXIT=124
   [ ! -s "$TMP/exit" ] || read -r DUMP_EXIT <"$TMP/exit"
   # without dd's statistics
-  [ -e "$TMP/sunk" ] || grep -v ' records ' "$TMP/sink.log" >>"$TMP/makedumpfile.log"
+  [ -e "$sunk" ] || grep -v ' records ' "$TMP/sink.log" >>"$TMP/makedumpfile.log"
   cat "$TMP/makedumpfile.log" >>"$LOG"
   if [ "$DUMP_EXIT" -ne 0 ]; then
     makedumpfile_failed
     return 1
   fi
-  if [ ! -e "$TMP/sunk" ]; then
+  if [ ! -e "$sunk" ]; then
     fail "cannot write the dump out: $(tail -n 1 "$TMP/makedumpfile.log")"
     return 1
   fi
+}
+
+# What was written before still keeps the sink: nothing else may go there beside it.
+stream_lost() {
+  echo "$TARGET_SPEC does not take what was written" >"$TMP/stalled"
+  TARGET_PATIENCE=0 LOST=1
 }
 
 # stream_source WORDS...: the stream, with its exit status in $TMP/exit.
