@@ -58,6 +58,13 @@ def test_watchdogs_that_production_has_loaded(host: Host) -> None:
     assert watchdog_wants(host.root, tree()) == ()
 
 
+def test_a_bmc_s_watchdog_comes_after_what_reaches_the_bmc(host: Host) -> None:
+    """ipmi_watchdog finds no BMC by itself, and depends on no driver that does."""
+    host.write("sys/module/ipmi_si/initstate", "live\n")
+    names = [want.name for want in watchdog_wants(host.root, TREE)]
+    assert names == ["lpc_ich", "iTCO_wdt", "ipmi_si", "ipmi_watchdog"]
+
+
 @pytest.mark.parametrize(
     ("backend", "expected"),
     [

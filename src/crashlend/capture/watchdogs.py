@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 NOT_HARDWARE = frozenset({"softdog", "watchdog", "pretimeout_noop", "pretimeout_panic"})
 # watchdogs that live elsewhere in the kernel's tree
 ELSEWHERE = frozenset({"ipmi_watchdog", "mei_wdt"})
+# what reaches the BMC: not among a driver's dependencies, for any of them will do
+BEFORE = {"ipmi_watchdog": ("ipmi_si", "ipmi_ssif")}
 WHY = "hardware watchdog"
 
 
@@ -39,13 +41,26 @@ def watchdog_wants(root: Path, tree: ModuleTree) -> tuple[Want, ...]:
             continue
         if "/drivers/watchdog/" not in file and name not in ELSEWHERE:
             continue
-        if not (module / "initstate").exists():  # only of modules that are loaded
-            continue
-        for driver in sorted((module / "drivers").glob("*")):
-            for device in sorted(follow(root, driver).glob("*")):
-                target = follow(root, device)
-                if (target / "driver").exists() or (target / "driver").is_symlink():
-                    wants += walk_up(root, target, WHY)
-        wants.append(Want(name, WHY, optional=True))
+        if _is_loaded(root, name):
+            for needed in (*BEFORE.get(name, ()), name):
+                wants += _driver_wants(root, needed)
     optional = [Want(want.name, want.why, optional=True) for want in wants]
     return unique(optional)
+
+
+def _is_loaded(root: Path, name: str) -> bool:
+    """As a module: built-in code has a directory in sysfs, too, but no initstate."""
+    return (root / "sys/module" / name / "initstate").exists()
+
+
+def _driver_wants(root: Path, name: str) -> list[Want]:
+    """That driver, after what its devices hang on; nothing when it is no loaded module."""
+    if not _is_loaded(root, name):
+        return []
+    wants: list[Want] = []
+    for driver in sorted((root / "sys/module" / name / "drivers").glob("*")):
+        for device in sorted(follow(root, driver).glob("*")):
+            target = follow(root, device)
+            if (target / "driver").exists() or (target / "driver").is_symlink():
+                wants += walk_up(root, target, WHY)
+    return [*wants, Want(name, WHY)]
