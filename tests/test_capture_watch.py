@@ -145,7 +145,7 @@ def test_watchdogs_are_fed_until_the_dead_man_has_failed(tmp_path: Path) -> None
 
 
 def test_a_machine_that_halts_lets_its_watchdogs_stop(tmp_path: Path) -> None:
-    """What feeds them is ended first; then the word that stops those that can be stopped."""
+    """What feeds them is ended first; then one write of a V, for another byte would take it back."""
     (tmp_path / "watchdog0").touch()
     script = """
     say() { :; }
@@ -156,7 +156,15 @@ def test_a_machine_that_halts_lets_its_watchdogs_stop(tmp_path: Path) -> None:
     for pid in $FEEDERS; do until ended $pid; do :; done; done
     cat watchdog0
     """
-    assert shell(script, tmp_path) == "V\n"
+    assert shell(script, tmp_path) == "V"
+
+
+def test_a_watchdog_without_a_number_is_fed(tmp_path: Path) -> None:
+    """ipmi_watchdog has no other; where there is one with a number, it is the same device."""
+    script = "DEV=$PWD; watchdogs; : >watchdog; watchdogs; : >watchdog0; : >watchdog1; watchdogs"
+    assert shell(script, tmp_path).split() == [
+        f"{tmp_path}/{name}" for name in ("watchdog", "watchdog0", "watchdog1")
+    ]
 
 
 def test_watchdogs_are_left_alone_when_asked_to(tmp_path: Path) -> None:

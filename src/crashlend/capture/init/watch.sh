@@ -62,10 +62,17 @@ arm_watchdogs() {
   feed_watchdogs
 }
 
+# The devices: of drivers that do not use the kernel's watchdog core (ipmi_watchdog) there is but
+# one, without a number.
+watchdogs() {
+  set -- "${DEV:-/dev}"/watchdog[0-9]*
+  [ -e "$1" ] || set -- "${DEV:-/dev}/watchdog"
+  [ ! -e "$1" ] || echo "$@"
+}
+
 feed_watchdogs() {
   FEEDERS=''
-  for device in "${DEV:-/dev}"/watchdog[0-9]*; do
-    [ -e "$device" ] || continue
+  for device in $(watchdogs); do
     feed "$device" &
     FEEDERS="$FEEDERS $!"
   done
@@ -84,18 +91,17 @@ feed() {
   done
 }
 
-# For a machine that halts: stop what feeds them, then them. "V" is what stops one that allows it.
+# For a machine that halts: stop what feeds them, then them. "V" is what stops one that allows it, if it
+# is all of the last write: a newline after it takes that back.
 release_watchdogs() {
   for pid in $FEEDERS; do
     kill -9 "$pid"
   done
-  for device in "${DEV:-/dev}"/watchdog[0-9]*; do
-    [ -e "$device" ] || continue
+  for device in $(watchdogs); do
     # closed by the killed feeder only when that is gone
     usleep 200000
-    bounded 5 dd of="$device" bs=1 2>/dev/null <<END || say "cannot stop ${device##*/}"
-V
-END
+    # shellcheck disable=SC2016  # its own argument
+    bounded 5 sh -c 'printf V >"$1"' stop "$device" || say "cannot stop ${device##*/}"
   done
 }
 
