@@ -203,6 +203,35 @@ def test_hooks_get_the_documented_environment(tmp_path: Path) -> None:
     assert (tmp_path / "log").read_text() == "done\n"
 
 
+@pytest.mark.parametrize(
+    ("stage", "left", "times"),
+    [
+        ("pre", 400, ["60", "40"]),  # a quarter of it for all of them: the dump is still to come
+        ("post", 400, ["60", "60", "60", "60"]),
+        ("post", -9, ["10"]),  # the report is written: it may cost what is kept for the end
+    ],
+)
+def test_hooks_that_hang_have_a_bound_together(
+    tmp_path: Path, stage: str, left: int, times: list[str]
+) -> None:
+    """However many there are; those that come too late are named."""
+    for number in range(4):
+        executable(tmp_path / f"hooks/{stage}.d/{number}", "")
+    script = f"""
+    say() {{ echo "$*" >>said; }}
+    clock() {{ read -r NOW <clock; }}
+    left() {{ echo {left}; }}
+    watch_again() {{ :; }}
+    run_hook() {{ echo "$2"; clock; echo $((NOW + $2 * 100)) >clock; return 137; }}
+    echo 0 >clock
+    run_hooks {stage}
+    """
+    assert shell(script, tmp_path).split() == times
+    said = (tmp_path / "said").read_text()
+    assert said.count("there is no time for it") == 4 - len(times)
+    assert said.count(f"{stage} hook 3") >= 1
+
+
 def test_a_hook_that_hangs_is_ended_with_what_it_started(tmp_path: Path) -> None:
     """Its children would go on to take memory and CPU; one that ends by itself may leave some."""
     executable(tmp_path / "hooks/pre.d/10-hangs", "sleep 600 & echo $! >hung\nsleep 601\n")
