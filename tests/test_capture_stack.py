@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from capture_shell import STUBS, executable, needs_busybox, shell
+from capture_shell import SHELLS, STUBS, executable, needs_busybox, shell
 from disk_host import UUID, ext4_superblock, luks1_header, luks2_header
 
 if TYPE_CHECKING:
@@ -276,3 +276,68 @@ def test_a_target_without_a_stack_needs_no_stack(tmp_path: Path) -> None:
     )
     assert out.strip() == "0"
     assert calls == []
+
+
+@pytest.mark.parametrize("by", SHELLS[1:])  # Debian's busybox runs its own insmod
+def test_a_driver_that_takes_minutes_is_left_to_it(tmp_path: Path, by: tuple[str, ...]) -> None:
+    """One that is killed while its card comes up fails for good."""
+    executable(tmp_path / "bin/insmod", "exec sleep 50\n")
+    script = """
+    say() { echo "$*"; }
+    await() { return 124; }
+    usleep() { :; }
+    insert slow.ko
+    ended $LOADING || echo "it lives"
+    LOAD_BEGAN=$(now)
+    loading && echo loading
+    kill $LOADING
+    until ended $LOADING; do :; done
+    loading || echo loaded
+    """
+    out = shell(script, tmp_path, by).splitlines()
+    assert out == ["still loading slow.ko: going on without", "it lives", "loading", "loaded"]
+
+
+def test_a_target_s_time_begins_when_its_driver_is_there(tmp_path: Path) -> None:
+    """A disk behind a card that takes two minutes is waited for; a driver that hangs is not, for ever."""
+    script = """
+    clock=0
+    now() { echo "$clock"; }
+    left() { echo 400; }
+    usleep() { clock=$((clock + 1000)); }
+    say() { :; }
+    sleep 50 & LOADING=$!
+    TARGET_TIMEOUT=60
+    find_target_device() { [ "$clock" -lt 22000 ] || echo /dev/sda; }
+    wait_for_device && echo "$device after $clock"
+    clock=0
+    find_target_device() { :; }
+    wait_for_device || echo "none after $clock"
+    kill "$LOADING"
+    """
+    assert shell(script, tmp_path).splitlines() == [
+        "/dev/sda after 22000",
+        "none after 23000",  # 180 s for the driver, then the target's own
+    ]
+
+
+def test_a_disk_that_does_not_answer_is_asked_once(tmp_path: Path) -> None:
+    """What no signal ends, dd for one, keeps no pipe open; the other disks are still looked at."""
+    (tmp_path / "good").write_bytes(bytes(8) + b"\x12\x34")
+    script = """
+    say() { echo "$*" >>said; }
+    bounded() {
+      case $3 in
+        *dead) sleep 50 & echo $! >left_behind; return 124 ;;
+      esac
+      shift
+      "$@"
+    }
+    echo "<$(bytes_at dead 0 2)>"
+    read -r pid <left_behind
+    ended "$pid" || echo "it lives"
+    kill "$pid"
+    echo "<$(text_at dead 0 2)> <$(bytes_at good 8 2)>"
+    """
+    assert shell(script, tmp_path).splitlines() == ["<>", "it lives", "<> <1234>"]
+    assert (tmp_path / "said").read_text() == "dead does not answer\n"

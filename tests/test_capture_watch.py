@@ -170,7 +170,7 @@ def test_a_watchdog_without_a_number_is_fed(tmp_path: Path) -> None:
 def test_watchdogs_are_left_alone_when_asked_to(tmp_path: Path) -> None:
     """0 loads no driver and opens no device."""
     (tmp_path / "watchdogs").write_text("/lib/modules/x.ko\n")
-    script = CLOCK + "WATCHDOG_TIMEOUT=0\nbounded() { echo no; }\nfeed() { echo no; }\nDEV=$PWD\n"
+    script = CLOCK + "WATCHDOG_TIMEOUT=0\ninsert() { echo no; }\nfeed() { echo no; }\nDEV=$PWD\n"
     assert shell(f"{script}: >watchdog0; arm_watchdogs; wait", tmp_path) == ""
     on = script.replace("WATCHDOG_TIMEOUT=0", "WATCHDOG_TIMEOUT=1")
     assert shell(f"{on}arm_watchdogs; wait", tmp_path) == "no\nno\n"
@@ -291,7 +291,7 @@ def test_pstore_is_asked_what_it_has(tmp_path: Path, backend: str | None, said: 
         (tmp_path / "sys/module/pstore/parameters").mkdir(parents=True)
         (tmp_path / "sys/module/pstore/parameters/backend").write_text(backend + "\n")
     (tmp_path / "pstore").write_text("/lib/modules/ramoops.ko mem_size=1 max_reason=4\n")
-    script = CLOCK + 'bounded() { shift; echo "$*"; }\nSYS=$PWD/sys\npstore_keep'
+    script = CLOCK + 'insert() { echo "insmod $*"; }\nSYS=$PWD/sys\npstore_keep'
     out = shell(script + " || :", tmp_path)
     assert out == "insmod /lib/modules/ramoops.ko mem_size=1 max_reason=4\n"
     assert said in (tmp_path / "said").read_text()

@@ -1,14 +1,29 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 # Block devices by what their superblocks or partition tables say.
 
+# part_of DEVICE OFFSET COUNT: these bytes. A device that does not answer is not asked again; nor may
+# what waits for it keep a pipe open, or write into what another has read.
+part_of() {
+  part=$TMP/part.${1##*/}
+  [ ! -e "$part.deaf" ] || return
+  bounded 10 dd if="$1" of="$part" bs=1 skip="$2" count="$3" >/dev/null 2>&1
+  case $? in
+    0) cat "$part" ;;
+    124 | 137)
+      : >"$part.deaf"
+      say "$1 does not answer"
+      ;;
+  esac
+}
+
 # bytes_at DEVICE OFFSET COUNT: as lower-case hexadecimal digits.
 bytes_at() {
-  bounded 10 dd if="$1" bs=1 skip="$2" count="$3" 2>/dev/null | od -A n -v -t x1 | tr -d ' \n'
+  part_of "$@" | od -A n -v -t x1 | tr -d ' \n'
 }
 
 # text_at DEVICE OFFSET COUNT: up to the NULs that fill it.
 text_at() {
-  bounded 10 dd if="$1" bs=1 skip="$2" count="$3" 2>/dev/null | tr -d '\000'
+  part_of "$@" | tr -d '\000'
 }
 
 # find_device SPEC TYPE DEVICE...: print the device that says so. SPEC is UUID=…, LABEL=… or
@@ -101,6 +116,19 @@ block_devices() {
       kind=stacked
     fi
     case $1 in any | "$kind") echo "/dev/${block##*/}" ;; esac
+  done
+}
+
+# wait_for_device: the target's into the variable device. Its time begins when the last driver is there.
+wait_for_device() {
+  began=$(now)
+  until device=$(find_target_device) && [ -n "$device" ]; do
+    ! loading || began=$(now)
+    if [ $(($(now) - began)) -ge $((TARGET_TIMEOUT * 100)) ] || [ "$(left)" -le 0 ]; then
+      fail "the dump target $TARGET_SPEC did not appear within $TARGET_TIMEOUT s"
+      return 1
+    fi
+    usleep 200000
   done
 }
 

@@ -3,18 +3,11 @@
 # _STACK (see stack.sh; empty for disks and partitions).
 
 fs_open() {
-  began=$(now)
   # only /init for a stack has that part
   if [ -n "${TARGET_STACK:-}" ]; then
     stack_up || return 1
   fi
-  until device=$(find_target_device) && [ -n "$device" ]; do
-    if [ $(($(now) - began)) -ge $((TARGET_TIMEOUT * 100)) ]; then
-      fail "the dump target $TARGET_SPEC did not appear within $TARGET_TIMEOUT s"
-      return 1
-    fi
-    usleep 200000
-  done
+  wait_for_device || return 1
   if ! asked "$TARGET_TIMEOUT" mount -t "$TARGET_FSTYPE" -o "rw${TARGET_OPTIONS:+,$TARGET_OPTIONS}" \
     "$device" "$MOUNTPOINT"; then
     fail "cannot mount $device ($TARGET_SPEC, $TARGET_FSTYPE)"

@@ -7,7 +7,7 @@ pstore_keep() {
   if [ -r "$ETC/pstore" ]; then
     while read -r module words <&3; do
       # shellcheck disable=SC2086  # parameters
-      bounded 30 insmod "$module" $words || say "cannot load ${module##*/}"
+      insert "$module" $words
     done 3<"$ETC/pstore"
   fi
   backend=''

@@ -7,14 +7,8 @@ RAW_MAGIC='crashlend raw dump 1'
 RAW_SPARE=1048576
 
 raw_open() {
-  began=$(now)
-  until RAW_DEVICE=$(find_target_device) && [ -n "$RAW_DEVICE" ]; do
-    if [ $(($(now) - began)) -ge $((TARGET_TIMEOUT * 100)) ]; then
-      fail "the dump target $TARGET_SPEC did not appear within $TARGET_TIMEOUT s"
-      return 1
-    fi
-    usleep 200000
-  done
+  wait_for_device || return 1
+  RAW_DEVICE=$device
   # devices may have changed their order: nothing but what was looked at when this was built is
   # written to
   RAW_SECTORS=0

@@ -18,8 +18,9 @@ $TARGET_STACK
 END
 }
 
-# stack_over SECONDS: whether the stack has taken that long.
+# stack_over SECONDS: whether the stack has taken that long, from when the last driver is there.
 stack_over() {
+  ! loading || stack_began=$(now)
   [ $(($(now) - stack_began)) -ge $(($1 * 100)) ]
 }
 

@@ -56,7 +56,7 @@ arm_watchdogs() {
   [ "$WATCHDOG_TIMEOUT" -gt 0 ] || return 0
   if [ -r "$ETC/watchdogs" ]; then
     while read -r module <&3; do
-      bounded 30 insmod "$module" || say "cannot load ${module##*/}"
+      insert "$module"
     done 3<"$ETC/watchdogs"
   fi
   feed_watchdogs
