@@ -336,6 +336,13 @@ def test_no_target_at_all(tmp_path: Path) -> None:
     assert World(tmp_path / "x", []).capture()["reason"] == "there is no dump target"
 
 
+def test_a_target_that_could_not_say_why_is_no_missing_setting(tmp_path: Path) -> None:
+    """What fails in a subshell cannot leave its reason: then it is that the target was not reached."""
+    world = World(tmp_path)
+    report = world.capture(more='fs_open() { (fail "no card"); return 1; }')
+    assert report["reason"] == "cannot reach disk"
+
+
 def test_without_a_vmcore_the_reason_is_saved(tmp_path: Path) -> None:
     """A kernel that no crash started has nothing to dump; the target still gets the report."""
     world = World(tmp_path)

@@ -153,6 +153,8 @@ try_target() {
   fi
   WHY="cannot reach $TARGET_SPEC"
   if ! "${TARGET_KIND}_open"; then
+    # what fails in a subshell leaves no reason here
+    [ -n "$REASON" ] || REASON=$WHY
     step open no "$WHY" $(($(now) - at))
     return 1
   fi
