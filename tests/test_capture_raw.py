@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from capture_shell import needs_busybox
+from capture_shell import SHELLS, needs_busybox
 from capture_world import World
 from crashlend.capture.rawdump import COMPLETE, VMCORE, WRITING, RawDump, Section, build, parse
 
@@ -43,9 +43,10 @@ def read(where: Path) -> tuple[RawDump, dict[str, bytes]]:
     return dump, found
 
 
-def test_a_dump(tmp_path: Path) -> None:
+@pytest.mark.parametrize("by", SHELLS)
+def test_a_dump(tmp_path: Path, by: tuple[str, ...]) -> None:
     """Dump, log and the last report are on the device, and its table says that they are whole."""
-    report = world(tmp_path).capture("ok", more=FIND)
+    report = world(tmp_path).capture("ok", more=FIND, by=by)
     assert report["ok"] is True
     assert report["vmcore"] == {"path": "vmcore.flat", "bytes": 8}
     assert report["makedumpfile"]["args"][-1] == "-F"

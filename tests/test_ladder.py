@@ -30,10 +30,11 @@ def on(target: str) -> list[tuple[object, ...]]:
     return [("open", target, True), ("begin", target, True)]
 
 
-def test_a_dump_at_the_first_try(tmp_path: Path) -> None:
+@pytest.mark.parametrize("by", SHELLS)
+def test_a_dump_at_the_first_try(tmp_path: Path, by: tuple[str, ...]) -> None:
     """The log comes first, then the dump; nothing is left of what was only for the way."""
     world = World(tmp_path)
-    report = world.capture("ok")
+    report = world.capture("ok", by=by)
     assert rungs(report) == [LOG_SAVED, *on("disk"), ("dump", "disk", True, 31)]
     assert (report["ok"], report["reason"]) == (True, "")
     saved = world.saved("disk")
@@ -109,11 +110,12 @@ def test_what_a_failed_run_left_is_room_for_the_next(tmp_path: Path) -> None:
     assert shell(script, world.where).split() == ["100", "140"]
 
 
-def test_the_next_target_is_tried(tmp_path: Path) -> None:
+@pytest.mark.parametrize("by", SHELLS)
+def test_the_next_target_is_tried(tmp_path: Path, by: tuple[str, ...]) -> None:
     """A target that is not there, one that is full: each has its rungs, the third has the dump."""
     world = World(tmp_path, ["gone", "full", "good"])
     (tmp_path / "gone.gone").touch()
-    report = world.capture("space", "ok")
+    report = world.capture("space", "ok", by=by)
     assert rungs(report) == [
         LOG_SAVED,
         ("open", "gone", False),

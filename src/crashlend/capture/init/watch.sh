@@ -3,7 +3,7 @@
 
 # What is left, in seconds, for all that follows a dump that came to nothing: other targets, the
 # report, pstore, the console.
-GRACE=180
+GRACE=240
 
 # When the machine leaves, in centiseconds since boot: TOTAL_TIMEOUT after the start, or later, for a
 # dump that grows (see stall_guard) is never cut off.
@@ -18,9 +18,10 @@ deadline() {
   echo "$last"
 }
 
-# Seconds until then, less what the last steps take.
+# Seconds until then, less what the last steps take: what stands still is ended (10), asked once more (15)
+# and taken out of the way (10), then come the hooks that are still to run, pstore and the console.
 left() {
-  echo $((($(deadline) - $(now)) / 100 - 30))
+  echo $((($(deadline) - $(now)) / 100 - $(least 60 $((TOTAL_TIMEOUT / 4)))))
 }
 
 # least A B: the smaller number.
