@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 XZ = {"CONFIG_RD_XZ": "y", "CONFIG_XZ_DEC_X86": "y"}
-MEMBERS = [newc.regular("key", b"secret", 0o600)]
+MEMBERS = [newc.regular("key", b"secret")]
 
 
 @pytest.fixture
@@ -43,9 +43,9 @@ def test_the_second_pack_compresses_nothing(
 def test_whatever_changes_the_result_changes_the_key(directory: Path) -> None:
     """Content, permissions, place, and how it is compressed."""
     others = [
-        [newc.regular("key", b"secreT", 0o600)],
-        [newc.regular("key", b"secret", 0o644)],
-        [newc.regular("kez", b"secret", 0o600)],
+        [newc.regular("key", b"secreT")],
+        [newc.regular("key", b"secret", 0o755)],
+        [newc.regular("kez", b"secret")],
         [*MEMBERS, newc.regular("more", b"")],
     ]
     results = [pack(members, XZ, directory).data for members in (MEMBERS, *others)]
@@ -55,7 +55,7 @@ def test_whatever_changes_the_result_changes_the_key(directory: Path) -> None:
 
 
 def test_only_root_can_read_it(directory: Path) -> None:
-    """Keys of LUKS may be in it, whatever the umask is."""
+    """Whatever the umask is: what others could write would be loaded."""
     old = os.umask(0)
     try:
         write_cached(directory, "k", b"data")
@@ -63,6 +63,18 @@ def test_only_root_can_read_it(directory: Path) -> None:
         os.umask(old)
     assert directory.stat().st_mode & 0o777 == 0o700
     assert [p.stat().st_mode & 0o777 for p in directory.iterdir()] == [0o600]
+
+
+@pytest.mark.parametrize("config", [XZ, {}])
+def test_secrets_are_never_kept(directory: Path, config: dict[str, str]) -> None:
+    """What is for its owner alone is in the result, and in no file of the cache."""
+    secret = os.urandom(64)  # which no compression makes shorter
+    members = [*MEMBERS, newc.regular("etc/keys/1", secret, 0o600)]
+    packed = pack(members, config, directory)
+    assert pack(MEMBERS, config).data + pack(members[1:], config).data == packed.data
+    whole = b"".join(path.read_bytes() for path in directory.iterdir())
+    assert pack(members[1:], config).data not in whole
+    assert pack(MEMBERS, config).data in whole
 
 
 @pytest.mark.parametrize("mode", [0o755, 0o770, 0o707])

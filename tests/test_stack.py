@@ -94,7 +94,12 @@ def steps(target: Target) -> list[str]:
 
 def with_key(host: Host, line: str = f"crash UUID={LUKS} /etc/key luks") -> None:
     host.write("etc/crypttab", f"# a comment\nother UUID=1 none\n{line}\n")
-    host.write("etc/key", b"\1\2\3")
+    secret(host, "etc/key", b"\1\2\3")
+
+
+def secret(host: Host, path: str, data: bytes) -> None:
+    host.write(path, data)
+    (host.root / path).chmod(0o600)
 
 
 def test_a_volume_on_a_partition(host: Host) -> None:
@@ -170,7 +175,7 @@ def test_luks_with_a_key_file_of_the_settings(host: Host) -> None:
     """The setting comes before crypttab."""
     luks(host, 0, VDA1, content=ext4_superblock())
     with_key(host)
-    host.write("root/own", b"own")
+    secret(host, "root/own", b"own")
     assert find(host, "/dev/dm-0", "/root/own").files[0].data == b"own"
 
 
@@ -205,11 +210,21 @@ def test_luks_that_a_human_must_open_is_refused(host: Host, line: str, why: str)
     assert "luksAddKey" in caught.value.hint
 
 
+def test_a_key_that_others_may_read_is_refused(host: Host) -> None:
+    """As all other secrets are: whoever has read it opens the device."""
+    luks(host, 0, VDA1, content=ext4_superblock())
+    with_key(host)
+    (host.root / "etc/key").chmod(0o640)
+    with pytest.raises(CrashlendError, match="others may read it") as caught:
+        find(host, "/dev/dm-0")
+    assert caught.value.hint == "run: chmod 600 /etc/key"
+
+
 def test_systemds_directory_of_keys(host: Host) -> None:
     """Crypttab without a key means /etc/cryptsetup-keys.d/NAME.key there."""
     luks(host, 0, VDA1, content=ext4_superblock())
     host.write("etc/crypttab", f"crash UUID={LUKS}\n")
-    host.write("etc/cryptsetup-keys.d/crash.key", b"k")
+    secret(host, "etc/cryptsetup-keys.d/crash.key", b"k")
     assert find(host, "/dev/dm-0").files[0].data == b"k"
 
 

@@ -4,7 +4,8 @@
 The key is a digest of an archive before compression and of how it is compressed. So it is
 never stale: whatever would change a byte of the result changes the key, be it a file of the host, a
 setting, or another version of crashlend. Each file begins with a digest of what follows it, so one
-that is torn or damaged counts as none. They may hold key files of LUKS: the directory is root's alone.
+that is torn or damaged counts as none. No secrets are given to it (compression.py): they would stay,
+and be in backups, long after they were changed.
 """
 
 from __future__ import annotations

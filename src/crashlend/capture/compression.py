@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import gzip
 import lzma
+import stat
 from typing import TYPE_CHECKING, NamedTuple, Optional
 
 from crashlend.capture.cache import cache_key, read_cached, write_cached
@@ -21,6 +22,9 @@ _XZ_DICTIONARY_BYTES_MIN = 64 << 10
 # lc=4 saves some KiB, on code as on relocations. A change of these words is another cache.
 _XZ_WORDS = {"preset": 9 | lzma.PRESET_EXTREME, "lc": 4}
 _X86 = {"id": lzma.FILTER_X86}
+if TYPE_CHECKING:
+    # what is in an archive, how it is filtered, where it is kept
+    _Part = tuple[list[newc.Member], Sequence[Mapping[str, int]], Optional[Path]]
 
 
 class Packed(NamedTuple):
@@ -38,21 +42,30 @@ def pack(
 
     The kernel unpacks one archive after the other (init/initramfs.c: unpack_to_rootfs). Machine code
     takes less behind a filter that makes jumps to one place alike (BCJ, since Linux 2.6.38); in
-    modules, whose jumps are not linked yet, it would do harm. ``cache`` is a directory (cache.py).
+    modules, whose jumps are not linked yet, it would do harm. ``cache`` is a directory (cache.py). What
+    is for its owner alone is a small archive of its own that is never kept there.
     """
     compression = best_compression(config)
     apart = compression == "xz" and config.get("CONFIG_XZ_DEC_X86") == "y"
-    parts: tuple[list[newc.Member], list[newc.Member]] = ([], [])
+    common: list[newc.Member] = []
+    programs: list[newc.Member] = []
+    secrets: list[newc.Member] = []
     for member in members:
-        parts[apart and _is_program(member)].append(member)
-    archives = [newc.build(part) for part in parts]
-    filters: tuple[tuple[Mapping[str, int], ...], ...] = ((), (_X86,))
-    data = b"".join(
-        _cached(cache, archive, compression, more)
-        for part, archive, more in zip(parts, archives, filters)
-        if part
+        if _is_secret(member):
+            secrets.append(member)
+        else:
+            (programs if apart and _is_program(member) else common).append(member)
+    data, unpacked = b"", 0
+    parts: tuple[_Part, ...] = (
+        (common, (), cache),
+        (programs, (_X86,), cache),
+        (secrets, (), None),
     )
-    unpacked = sum(len(archive) for part, archive in zip(parts, archives) if part)
+    for part, filters, where in parts:
+        if part:
+            archive = newc.build(part)
+            data += _cached(where, archive, compression, filters)
+            unpacked += len(archive)
     return Packed(data, unpacked, compression)
 
 
@@ -106,6 +119,10 @@ def _parse_config(text: str) -> dict[str, str]:
 
 def _is_program(member: newc.Member) -> bool:
     return is_elf(member.data) and not member.path.endswith(".ko")
+
+
+def _is_secret(member: newc.Member) -> bool:
+    return stat.S_ISREG(member.mode) and not member.mode & 0o077
 
 
 def _compress(data: bytes, compression: str, filters: Sequence[Mapping[str, int]]) -> bytes:

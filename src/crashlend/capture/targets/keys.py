@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple, Optional
 
 from crashlend.capture.hosttree import read_text
 from crashlend.capture.libraries import resolve
+from crashlend.capture.targets.access import read_secret
 from crashlend.capture.targets.opened import opened_library
 from crashlend.capture.targets.target import File, Program
 from crashlend.errors import CrashlendError, FormatError
@@ -72,11 +73,7 @@ def find_key(root: Path, name: str, uuid: str, devices: Sequence[str], key_file:
         if strange or not path.startswith("/") or path.startswith("/dev/"):
             why = f"/etc/crypttab opens it by {(strange or [path])[0]}"
             raise CrashlendError(what, why, hint=hint)
-    source = resolve(root, path)
-    try:
-        data = source.read_bytes()
-    except OSError as error:
-        raise CrashlendError(what, f"key file {path}: {error.strerror}", hint=hint) from error
+    data = read_secret(root, path, f"the key file of the LUKS device {name}", hint)
     if not 0 < len(data) <= _KEY_BYTES_MAX:
         raise CrashlendError(what, f"key file {path} has {len(data)} bytes", hint=hint)
     return File(f"etc/crashlend/keys/{uuid}", data, 0o600, f"key file of the LUKS device {name}")
