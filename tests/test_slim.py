@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import re
 import shutil
+import struct
 import subprocess
 from typing import TYPE_CHECKING
 
@@ -123,6 +124,27 @@ def test_a_module_cut_anywhere_is_left_alone_or_read(tmp_path: Path) -> None:
     whole = module(tmp_path)
     for size in range(0, len(whole), 97):
         slim_module(whole[:size])
+
+
+@needs_tools
+def test_names_of_symbols_and_sections_in_one_table_are_left_alone(tmp_path: Path) -> None:
+    """As clang's assembler lays out; without some of them sections would lose their names."""
+    data = bytearray(module(tmp_path))
+    (at,) = struct.unpack_from("<Q", data, 0x28)
+    size, count, names = struct.unpack_from("<HHH", data, 0x3A)
+    headers = [at + size * index for index in range(count)]
+    kinds = [struct.unpack_from("<I", data, header + 4)[0] for header in headers]
+    (symbols,) = struct.unpack_from("<I", data, headers[kinds.index(2)] + 40)
+    tables = [struct.unpack_from("<QQ", data, headers[index] + 24) for index in (symbols, names)]
+    both = [bytes(data[offset : offset + length]) for offset, length in tables]
+    for header in headers[1:]:
+        (name,) = struct.unpack_from("<I", data, header)
+        struct.pack_into("<I", data, header, name + len(both[0]))
+    struct.pack_into("<QQ", data, headers[symbols] + 24, len(data), sum(map(len, both)))
+    struct.pack_into("<H", data, 0x3E, symbols)
+    data += b"".join(both)
+    assert ".symtab" in sections(readelf(tmp_path, bytes(data), "-S"))
+    assert slim_module(bytes(data)) == data
 
 
 def test_every_dropped_section_names_who_reads_it() -> None:

@@ -100,6 +100,8 @@ class _Slimmer:
         if len(tables) != 1:
             raise _UnknownLayoutError
         self.table = tables[0]
+        if self.sections[self.table].link == self.names_index:
+            raise _UnknownLayoutError  # names of symbols and sections in one (clang's assembler)
         self.symbols = list(_SYMBOL.iter_unpack(self.content(self.sections[self.table])))
 
     def content(self, section: _Section) -> bytes:
