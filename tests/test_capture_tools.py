@@ -143,6 +143,12 @@ def test_firmware_of_the_host_is_put_in(tmp_path: Path) -> None:
         ("sys/kernel/boot_params/data", bytes(0x1EC) + b"\2", False),
         ("proc/cmdline", b"ro module.sig_enforce quiet\n", True),
         ("proc/cmdline", b"ro lockdown=integrity\n", True),
+        ("proc/cmdline", b"ro ima_policy=tcb|secure_boot\n", True),
+        ("proc/cmdline", b'ima_policy="appraise_tcb"\n', True),
+        ("proc/cmdline", b"ima_appraise=enforce\n", True),
+        ("proc/cmdline", b"ima_policy=tcb ima_appraise=log\n", False),
+        ("sys/kernel/security/ima/policy", b"x\nappraise func=MODULE_CHECK a=b\n", True),
+        ("sys/kernel/security/ima/policy", b"dont_appraise func=MODULE_CHECK\n", False),
         ("proc/cmdline", b"ro quiet\n", False),
     ],
 )
