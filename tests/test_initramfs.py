@@ -159,14 +159,17 @@ def test_hooks(root: Path, tmp_path: Path) -> None:
     for name, text, mode in (
         ("pre.d/10-a", "#!/bin/sh\n", 0o755),
         ("post.d/README", "no hook\n", 0o644),
-        ("failure.d/x", "#!/bin/busybox sh\n", 0o755),
+        ("failure.d/x", "#!/bin/busybox sh\n", 0o700),
     ):
         (hooks / name).parent.mkdir(parents=True, exist_ok=True)
         (hooks / name).write_text(text)
         (hooks / name).chmod(mode)
     spec = CaptureSpec(RELEASE, (TARGET,), hooks=hooks)
-    found = {p for p in unpack(build_initramfs(root, spec).data) if "/hooks/" in p and "." in p}
+    members = unpack(build_initramfs(root, spec).data)
+    found = {path for path in members if "/hooks/" in path and "." in path}
     prefix = "etc/crashlend/hooks"
+    modes = [members[f"{prefix}/{hook}"].mode & 0o777 for hook in ("pre.d/10-a", "failure.d/x")]
+    assert modes == [0o755, 0o700]  # one for root alone stays so, and out of the cache
     assert found == {
         *(f"{prefix}/{stage}.d" for stage in ("pre", "failure")),
         *(f"{prefix}/{hook}" for hook in ("pre.d/10-a", "failure.d/x")),

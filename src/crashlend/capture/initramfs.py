@@ -211,7 +211,9 @@ def _add_hooks(contents: Contents, root: Path, hooks: Path) -> None:
                     "it is neither an ELF program nor a script for /bin/sh",
                     hint="begin it with #!/bin/sh (busybox runs it), or make it not executable",
                 )
-            contents.add(newc.regular(path, data, 0o755), why)
+            # what only root may read may hold a token
+            mode = 0o755 if source.stat().st_mode & 0o077 else 0o700
+            contents.add(newc.regular(path, data, mode), why)
 
 
 def _capture_variables(spec: CaptureSpec, library_path: str) -> dict[str, str]:
