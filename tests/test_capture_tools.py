@@ -63,6 +63,21 @@ def test_one_program_under_many_names_is_there_once(root: Path) -> None:
     assert contents.members["bin/cp"].data == b"/bin/cat"
 
 
+def test_what_a_busybox_lacks_is_the_host_s_own(root: Path) -> None:
+    """Some builds have no usleep or setsid: that is no reason to have no capture."""
+    applets = [name for name in APPLETS.split() if name not in ("usleep", "setsid")]
+    listed = b"".join(b"\0" + name.encode() for name in applets) + b"\0"
+    (root / "usr/bin/busybox").write_bytes(STATIC + listed)
+    contents = Contents()
+    add_tools(contents, root)
+    assert contents.members["bin/cat"].data == b"busybox"
+    assert contents.members["bin/setsid"].data.endswith(b"setsid")
+    assert contents.members["bin/usleep"].data.startswith(b"#!/bin/sh\n")
+    assert {e.chain for e in contents.entries if e.path == "/bin/setsid"} == {
+        ("this host's busybox lacks it",)
+    }
+
+
 @pytest.mark.parametrize(("name", "package"), [("mount", "util-linux"), ("dd", "coreutils")])
 def test_a_missing_tool_names_its_package(root: Path, name: str, package: str) -> None:
     """Or busybox, which has all of them."""

@@ -132,19 +132,35 @@ def test_missing_tools_name_their_package(root: Path, path: str) -> None:
     assert f"install the package {Path(path).name}" in caught.value.hint
 
 
-def test_a_busybox_without_needed_applets_is_refused(root: Path) -> None:
+def test_a_tool_that_is_nowhere_is_named(root: Path) -> None:
+    """Neither busybox nor the host itself has it; the message names what would bring it."""
     (root / "bin/busybox").write_bytes(static_elf("sh", "mount"))
-    with pytest.raises(CrashlendError, match=r"lacks .*timeout"):
+    with pytest.raises(CrashlendError, match=r"coreutils\) is not installed"):
         build_initramfs(root, CaptureSpec(RELEASE, (TARGET,)))
 
 
-def test_a_target_that_needs_more_of_busybox_is_refused_without(root: Path) -> None:
-    """Not in the crash kernel, where the network would stay down; what a target brings is 0600."""
+def test_a_target_takes_the_host_s_tools_where_busybox_has_none(root: Path) -> None:
+    """But for a DHCP client: that is told with both ways out, and not by a network that stays down."""
+    target = replace(TARGET, tools=("ip", "mkfifo"))
+    (root / "usr/bin/mkfifo").write_bytes(static_elf())
+    with pytest.raises(CrashlendError) as missing:
+        build_initramfs(root, CaptureSpec(RELEASE, (target,)))
+    assert missing.value.hint == "install the package busybox (or iproute2)"
+    (root / "sbin").mkdir()
+    (root / "sbin/ip").write_bytes(static_elf("iproute2"))
+    members = unpack(build_initramfs(root, CaptureSpec(RELEASE, (target,))).data)
+    assert members["bin/ip"].data == static_elf("iproute2")
+    assert members["bin/mkfifo"].data == static_elf()
+    target = replace(TARGET, tools=("ip", "udhcpc"))
+    with pytest.raises(CrashlendError, match="by DHCP, and no busybox with udhcpc") as caught:
+        build_initramfs(root, CaptureSpec(RELEASE, (target,)))
+    assert "network_address = static" in caught.value.hint
+
+
+def test_what_a_target_brings_is_for_root_alone(root: Path) -> None:
+    """Its files, and what init reads of it; the list says what was decided."""
     key = File("etc/crashlend/key", b"secret", 0o600, "key")
     target = replace(TARGET, tools=("ip", "udhcpc"), files=(key,), says="by eth0")
-    with pytest.raises(CrashlendError, match="would lack ip, udhcpc") as caught:
-        build_initramfs(root, CaptureSpec(RELEASE, (target,)))
-    assert "busybox" in caught.value.hint
     (root / "bin/busybox").write_bytes(static_elf(*tools.APPLETS.split(), "ip", "udhcpc"))
     built = build_initramfs(root, CaptureSpec(RELEASE, (target,)))
     members = unpack(built.data)

@@ -24,7 +24,7 @@ from crashlend.capture.signatures import are_enforced
 from crashlend.capture.slim import slim_module
 from crashlend.capture.targets.target import Target
 from crashlend.capture.targets.way import memory_wants
-from crashlend.capture.tools import add_tools
+from crashlend.capture.tools import add_own, add_tools
 from crashlend.errors import CrashlendError
 from crashlend.formats import newc
 from crashlend.formats.elf import is_elf
@@ -152,13 +152,9 @@ def _add_target(contents: Contents, root: Path, target: Target, number: int) -> 
     for program in target.programs:
         source = find_tool(root, program.candidates, program.package)
         contents.add_program(root, source, program.path, program.why, chain)
-    missing = [name for name in target.tools if f"bin/{name}" not in contents.members]
-    if missing:
-        raise CrashlendError(
-            f"cannot dump to {target.spec}",
-            f"the capture would lack {', '.join(missing)}",
-            hint="install the package busybox or busybox-static",
-        )
+    for name in target.tools:
+        if f"bin/{name}" not in contents.members:
+            _add_tool(contents, root, target, name)
     for file in target.files:
         contents.add(newc.regular(file.path, file.data, file.mode), file.why, chain)
     own = {"TARGET_KIND": target.kind, "TARGET_SPEC": target.spec}
@@ -166,6 +162,18 @@ def _add_target(contents: Contents, root: Path, target: Target, number: int) -> 
     path = f"etc/crashlend/targets/{number}.conf"
     why = f"dump target {target.spec}" + (f": {target.says}" if target.says else "")
     contents.add(newc.regular(path, conf, 0o600), why)
+
+
+def _add_tool(contents: Contents, root: Path, target: Target, name: str) -> None:
+    """The host's own, where busybox has none. Each DHCP client but busybox's wants its own scripts."""
+    if name == "udhcpc":
+        raise CrashlendError(
+            f"cannot dump to {target.spec}",
+            "its interface has its address by DHCP, and no busybox with udhcpc is installed",
+            hint="install the package busybox, or set network_address = static: then the crash kernel "
+            "has the address that the interface has now",
+        )
+    add_own(contents, root, name, (f"dump target {target.spec}", f"no busybox has {name}"))
 
 
 def _add_modules(contents: Contents, root: Path, spec: CaptureSpec, *, signed: bool) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The shell and the tools of init: busybox, or where the host has none, the host's own."""
+"""The shell and the tools of init: busybox, and the host's own programs for what it lacks."""
 
 from __future__ import annotations
 
@@ -36,6 +36,7 @@ _PACKAGES = {
     "umount": "util-linux",
     "setsid": "util-linux",
     "insmod": "kmod",
+    "ip": "iproute2",
     "grep": "grep",
     "sed": "sed",
     "sh": "dash or bash",
@@ -54,26 +55,22 @@ _SCRIPTS = {
 def add_tools(contents: Contents, root: Path) -> None:
     """All of :data:`APPLETS`, and of :data:`MORE_APPLETS` what busybox has.
 
-    Raises CrashlendError where a tool is nowhere to be had, with the package that has it.
+    What a host has no busybox for, or one without it, is its own program. Raises CrashlendError where a tool is nowhere to be had, with the package that has it.
     """
-    source = _find_busybox(root)
-    if source is None:
-        _add_own(contents, root)
-        return
-    contents.add_program(root, source, "bin/busybox", "shell and tools of init")
-    # busybox holds the names of its applets as one list of NUL-terminated strings
-    data = contents.members["bin/busybox"].data
-    wished = (*APPLETS.split(), *MORE_APPLETS.split())
-    present = [name for name in wished if b"\0" + name.encode() + b"\0" in data]
-    missing = sorted({*APPLETS.split()} - {*present})
-    if missing:
-        raise CrashlendError(
-            f"cannot use {source}",
-            f"it lacks {', '.join(missing)}",
-            hint="install the package busybox or busybox-static",
-        )
+    source, present = _find_busybox(root), []
+    chain = ("this host has no busybox",)
+    if source is not None:
+        contents.add_program(root, source, "bin/busybox", "shell and tools of init")
+        # busybox holds the names of its applets as one list of NUL-terminated strings
+        data = contents.members["bin/busybox"].data
+        wished = (*APPLETS.split(), *MORE_APPLETS.split())
+        present = [name for name in wished if b"\0" + name.encode() + b"\0" in data]
+        chain = ("this host's busybox lacks it",)
     for applet in present:
         contents.add(newc.symlink(f"bin/{applet}", "busybox"), "applet of busybox")
+    for name in APPLETS.split():
+        if name not in present:
+            add_own(contents, root, name, chain)
 
 
 def _find_busybox(root: Path) -> Optional[Path]:
@@ -82,21 +79,19 @@ def _find_busybox(root: Path) -> Optional[Path]:
     return next(iter(shared or found), None)
 
 
-def _add_own(contents: Contents, root: Path) -> None:
-    """The host's own programs, one by one, with their libraries."""
-    chain = ("this host has no busybox",)
-    for name in APPLETS.split():
-        if name in _SCRIPTS:
-            text = f"#!/bin/sh\n{_SCRIPTS[name]}\n".encode()
-            contents.add(newc.regular(f"bin/{name}", text, 0o755), "tool of init", chain)
-            continue
-        names = _OTHER_NAMES.get(name, (name,))
-        candidates = tuple(f"{where}/{one}" for one in names for where in _WHERE)
-        source = find_tool(root, candidates, f"busybox (or {_PACKAGES.get(name, 'coreutils')})")
-        if not is_elf(read_file(source)):
-            raise CrashlendError(
-                "cannot build the capture initramfs",
-                f"{source} is not a program but a script",
-                hint="install the package busybox",
-            )
-        contents.add_program(root, source, f"bin/{name}", "tool of init", chain)
+def add_own(contents: Contents, root: Path, name: str, chain: tuple[str, ...]) -> None:
+    """The host's own program with its libraries, or what does the same. CrashlendError without it."""
+    if name in _SCRIPTS:
+        text = f"#!/bin/sh\n{_SCRIPTS[name]}\n".encode()
+        contents.add(newc.regular(f"bin/{name}", text, 0o755), "tool of init", chain)
+        return
+    names = _OTHER_NAMES.get(name, (name,))
+    candidates = tuple(f"{where}/{one}" for one in names for where in _WHERE)
+    source = find_tool(root, candidates, f"busybox (or {_PACKAGES.get(name, 'coreutils')})")
+    if not is_elf(read_file(source)):
+        raise CrashlendError(
+            "cannot build the capture initramfs",
+            f"{source} is not a program but a script",
+            hint="install the package busybox",
+        )
+    contents.add_program(root, source, f"bin/{name}", "tool of init", chain)

@@ -53,7 +53,8 @@ network_card() {
     if [ ! -e "$at/device" ] || ! read -r mac <"$at/address" || [ "$mac" != "$1" ]; then
       continue
     fi
-    echo "${at##*/}" | tee "$TMP/card-$1"
+    echo "${at##*/}"
+    echo "${at##*/}" >"$TMP/card-$1"
     return 0
   done
   return 1
