@@ -414,6 +414,20 @@ udhcpc() {{
 """
 
 
+@pytest.mark.parametrize(
+    ("why", "lost"), [("the dump took longer than 1 s", ""), ("the dump had not grown", "1")]
+)
+def test_nfs_that_takes_too_long_is_not_lost(here: Path, why: str, lost: str) -> None:
+    """A level that leaves out more may do on the same server; one that stands still will not."""
+    text = f"""{use_nfs("4.2")}
+    directory_dump() {{ echo '{why}' >stalled; DUMP_EXIT=137; return 1; }}
+    stat() {{ :; }}
+    : >makedumpfile.log
+    nfs_dump -d 31; echo "$? [$NFS_LOST]"
+    """
+    assert shell(text, here) == f"1 [{lost}]\n"
+
+
 # One second passes with each look at the clock; of two cards those in "there" exist.
 TWO_CARDS = """
 now() { NOW=$(($(cat clock) + 100)); echo $NOW | tee clock; }
@@ -442,14 +456,25 @@ def test_no_card_at_all_is_the_reason(here: Path) -> None:
     assert int(told.splitlines()[1]) >= 3000
 
 
+@pytest.mark.parametrize("client", ["", "ff9f6e8524"])
+def test_the_server_is_asked_as_production_asked(here: Path, client: str) -> None:
+    """By production's client identifier, where that is known; for production's address always."""
+    asks = 'udhcpc() { echo " $* "; return 1; }'
+    shell(f"{USE_NET}\n{asks}\nTARGET_NET_CLIENT={client}; network_up", here)
+    words = (here / "log").read_text()
+    assert " -r 192.0.2.5 " in words
+    assert (f" -x 0x3d:{client} " in words) is bool(client)
+    assert ("-x" in words) is bool(client)
+
+
 def test_a_lease_is_taken_as_it_is(here: Path, tmp_path: Path) -> None:
-    """Address, router and resolver; production's routes come behind."""
+    """Address, router and resolver; production's routes come behind. What is new is said."""
     from crashlend.capture.targets.network import _UDHCPC
 
     executable(tmp_path / "udhcpc-script", _UDHCPC.split("\n", 1)[1])
     udhcpc = UDHCPC.format(script=tmp_path / "udhcpc-script")
     told = shell(f"{USE_NET}{udhcpc}\nnetwork_up; echo $? $NET_DNS $NET_NOTE", here)
-    assert told == "0 203.0.113.9\n"
+    assert told == "0 203.0.113.9 DHCP gave 192.0.2.77, and not 192.0.2.5\n"
     lines = (here / "ips").read_text().splitlines()
     assert lines[0] == "ip addr add 192.0.2.77/26 dev eth0"
     assert "ip route add default via 192.0.2.65 dev eth0" in lines

@@ -102,6 +102,16 @@ def test_dhcp_is_known_by_what_its_clients_leave(
     assert way(tmp_path).variables["TARGET_NET_DHCP"] == str(int(dhcp))
 
 
+def test_networkd_s_lease_says_who_it_was_given_to(tmp_path: Path) -> None:
+    """The server knows the host by that, and would give another address to another."""
+    card(tmp_path, "eth0")
+    lease = "run/systemd/netif/leases/2"
+    write(tmp_path, lease, "ADDRESS=192.0.2.5\nCLIENTID=ff9f6e8524\n")
+    assert way(tmp_path).variables["TARGET_NET_CLIENT"] == "ff9f6e8524"
+    write(tmp_path, lease, "ADDRESS=192.0.2.5\nCLIENTID=01 -s evil\n")
+    assert way(tmp_path).variables["TARGET_NET_CLIENT"] == ""
+
+
 def test_an_address_with_a_lifetime_came_by_dhcp_and_is_kept_as_the_last_one(
     tmp_path: Path,
 ) -> None:

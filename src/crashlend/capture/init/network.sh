@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 # The network as production had it. A target's variables: TARGET_HOST, TARGET_ADDRESS (the server, at
-# load time), TARGET_NET_NAME, _CARDS (MACs), _BOND, _VLAN, _MAC, _MTU, _DHCP, _ADDRESSES, _ROUTES
-# (DESTINATION,GATEWAY), _DNS, _TIMEOUT. What is up is NET_UP, on NET_DEVICE.
+# load time), TARGET_NET_NAME, _CARDS (MACs), _BOND, _VLAN, _MAC, _MTU, _DHCP, _CLIENT (who production
+# is to the DHCP server), _ADDRESSES, _ROUTES (DESTINATION,GATEWAY), _DNS, _TIMEOUT. What is up is NET_UP, on NET_DEVICE.
 
 NET_UP='' NET_DOWN='' NET_WHY='' NET_DEVICE='' NET_NOTE='' NET_DNS=''
 
@@ -179,14 +179,18 @@ network_dhcp() {
   export LEASE="$TMP/lease"
   rm -f "$LEASE"
   last=${TARGET_NET_ADDRESSES%%/*}
-  # shellcheck disable=SC2086  # both or none
+  # shellcheck disable=SC2086  # both words or none
   bounded "$dhcp_seconds" udhcpc -f -q -n -t "$dhcp_seconds" -T 2 -i "$NET_DEVICE" \
-    ${last:+-r $last} -s "$ETC/udhcpc" </dev/null >>"$LOG" 2>&1
+    ${last:+-r $last} ${TARGET_NET_CLIENT:+-x 0x3d:$TARGET_NET_CLIENT} -s "$ETC/udhcpc" </dev/null >>"$LOG" 2>&1
   [ -s "$LEASE" ] || return 1
   lease_ip='' lease_mask='' lease_router='' lease_dns='' lease_staticroutes=''
   # shellcheck source=/dev/null
   . "$LEASE"
   bounded 10 ip addr add "$lease_ip/${lease_mask:-24}" dev "$NET_DEVICE" || return 1
+  case " $TARGET_NET_ADDRESSES" in
+    *" $lease_ip/"*) ;;
+    *) NET_NOTE="DHCP gave $lease_ip, and not ${last:-what production had}" ;;
+  esac
   NET_DNS=${lease_dns:-$TARGET_NET_DNS}
   if [ -n "$lease_staticroutes" ]; then
     # shellcheck disable=SC2086  # pairs; RFC 3442: the router does not count beside them

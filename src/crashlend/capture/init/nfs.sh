@@ -61,7 +61,8 @@ nfs_put() { [ -z "$NFS_LOST" ] && directory_put "$@"; }
 # A server that is gone is as good as a stall: another target.
 nfs_dump() {
   directory_dump "$@" && return 0
-  if [ -s "$TMP/stalled" ] || nfs_is_lost; then
+  # what only took too long may do at another level
+  if [ "$(dump_fault)" = stall ] || nfs_is_lost; then
     NFS_LOST=1
     [ -s "$TMP/stalled" ] || echo "$WHY" >"$TMP/stalled"
   fi

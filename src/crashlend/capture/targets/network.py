@@ -40,8 +40,9 @@ _RESOLVERS = (
 )
 # What DHCP clients leave behind, with {name} and {index} of the interface: an address that they set
 # without a lifetime looks like a static one.
+_NETWORKD_LEASE = "run/systemd/netif/leases/{index}"
 _LEASES = (
-    "run/systemd/netif/leases/{index}",
+    _NETWORKD_LEASE,
     "run/dhclient.{name}.pid",
     "run/dhclient-{name}.pid",
     "run/udhcpc.{name}.pid",
@@ -127,6 +128,7 @@ def reach(
         "TARGET_NET_MAC": _own_mac(link, base),
         "TARGET_NET_MTU": str(link.mtu),
         "TARGET_NET_DHCP": "1" if by_dhcp else "0",
+        "TARGET_NET_CLIENT": _client(root, link) if by_dhcp else "",
         "TARGET_NET_ADDRESSES": " ".join(_addresses(own, route, family)),
         "TARGET_NET_ROUTES": " ".join(_routes(network, link, [address, *dns], look_up)),
         "TARGET_NET_DNS": " ".join(dns),
@@ -257,6 +259,17 @@ def _is_dhcp(root: Path, link: Link, own: Sequence[Address], wish: str) -> bool:
     stanza = rf"(?m)^\s*iface\s+{re.escape(link.name)}\s+inet\s+dhcp\b"
     files = [root / "etc/network/interfaces", *(root / "etc/network/interfaces.d").glob("*")]
     return any(re.search(stanza, read_text(file)) for file in files)
+
+
+def _client(root: Path, link: Link) -> str:
+    """The client identifier of networkd's lease, in hexadecimal; "" where the MAC does.
+
+    To a server another identifier is another host, which gets another address (RFC 2131, 4.2). Others
+    send the MAC or none, as busybox does.
+    """
+    lease = read_text(root / _NETWORKD_LEASE.format(index=link.index))
+    found = re.search(r"(?m)^CLIENTID=([0-9a-fA-F]+)$", lease)
+    return found[1] if found else ""
 
 
 def _addresses(own: Sequence[Address], route: Route, family: int) -> list[str]:
