@@ -3,22 +3,26 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import struct
 import subprocess
+import tempfile
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from crashlend.cli.main import main
+from crashlend.dumps.analyze import holes_named
 from crashlend.dumps.check import check_dump
 from crashlend.dumps.core import Core, memory_in, read_core
 from crashlend.dumps.corefile import open_core
-from crashlend.dumps.directory import find_dumps, is_dump_directory, read_dump
+from crashlend.dumps.directory import DUMPS, find_dumps, is_dump_directory, read_dump
 from crashlend.dumps.log import find_release, read_end
 from crashlend.dumps.recover import unflatten
 from crashlend.errors import CrashlendError, FormatError
@@ -32,6 +36,7 @@ from dump_files import (
     REASON,
     RELEASE,
     SECONDS,
+    VMCOREINFO,
     capture_json,
     elf_core,
     flatten,
@@ -156,6 +161,147 @@ def test_any_bytes_in_the_headers_raise_nothing_else(data: st.DataObject) -> Non
         return
     assert header.pages <= header.bitmaps[1].bytes * 8
     assert header.vmcoreinfo.bytes <= diskdump.VMCOREINFO_BYTES_MAX
+
+
+SMALL = ((0x100, 0x110), (0x200, 0x203))
+WHOLE = (
+    kdump(present=SMALL, dumped=SMALL, max_pfn=0x400),
+    elf_core(),
+    elf_core(extended=True),
+    elf_core(vmcoreinfo=VMCOREINFO.replace(str(SECONDS).encode(), b"9" * 5000)),
+    elf_core(vmcoreinfo=VMCOREINFO.replace(str(SECONDS).encode(), "\u0663".encode() + b"\xff")),
+    flatten(kdump(present=SMALL, dumped=SMALL, max_pfn=0x400)),
+    flatten(elf_core(), step=997),
+)
+# numbers that break parsers, of the widths that fields have
+EXTREMES = (
+    0,
+    1,
+    0x7F,
+    0x80,
+    0xFFFF,
+    0x7FFFFFFF,
+    1 << 31,
+    1 << 40,
+    (1 << 63) - 1,
+    1 << 63,
+    (1 << 64) - 1,
+)
+
+
+@st.composite
+def damaged_dumps(draw: st.DrawFn) -> bytes:
+    """A whole dump with numbers in it changed, mostly in its tables, or some of it gone."""
+    data = bytearray(draw(st.sampled_from(WHOLE)))
+    tables = st.sampled_from(
+        [*range(512), *range(PAGE, PAGE + 256), *range(2 * PAGE, 2 * PAGE + 32)]
+    )
+    for _ in range(draw(st.integers(0, 6))):
+        at = draw(tables | st.integers(0, len(data) - 8))
+        number = draw(st.sampled_from(EXTREMES) | st.integers(0, (1 << 64) - 1))
+        width, order = draw(st.sampled_from((1, 2, 4, 8))), draw(st.sampled_from(("little", "big")))
+        data[at : at + width] = (number % (1 << 8 * width)).to_bytes(width, order)  # type: ignore[arg-type]
+    if draw(st.booleans()):
+        del data[draw(st.integers(0, len(data))) :]
+    return bytes(data)
+
+
+NUMBERS = st.sampled_from([*EXTREMES, 0x1000, 0x101000, -1, -(10**18), 10**18, 10**30])
+ODD = NUMBERS | st.none() | st.booleans() | st.text(max_size=5) | st.floats() | st.just([[0, 1]])
+RANGES = ODD | st.lists(ODD | st.lists(NUMBERS, min_size=1, max_size=3), max_size=4)
+
+
+@st.composite
+def damaged_reports(draw: st.DrawFn) -> bytes:
+    """holes.json or capture.json with values that nobody writes, or bytes that are no JSON."""
+    value = draw(st.sampled_from((holes_json(), capture_json(5))))
+    value["lent"] = draw(ODD | st.fixed_dictionaries({"bytes": ODD, "ranges": RANGES}))
+    value["holes"] = [
+        {"why": draw(ODD | st.just("reservation")), "ranges": draw(RANGES)},
+        draw(ODD),
+    ]
+    for name in draw(st.lists(st.sampled_from(sorted(value)), max_size=2)):
+        value[name] = draw(ODD | st.just({"path": draw(ODD), "bytes": draw(ODD)}))
+    data = json.dumps(value).encode()
+    at = draw(st.integers(0, len(data)))
+    broken = draw(st.integers(0, 3)) == 0
+    return data[:at] + draw(st.binary(max_size=9)) + data[at:] if broken else data
+
+
+@settings(
+    deadline=None, max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(damaged_dumps(), damaged_reports(), damaged_reports(), st.sampled_from(DUMPS))
+def test_no_damage_to_a_dump_or_its_reports_is_a_traceback(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    vmcore: bytes,
+    capture: bytes,
+    holes: bytes,
+    name: str,
+) -> None:
+    """Whole dumps with changed fields, cut anywhere, beside changed reports: every reader ends in words."""
+    with tempfile.TemporaryDirectory(dir=tmp_path) as where:
+        path = write_dump(Path(where), vmcore=None, capture_json=capture, holes_json=holes)
+        (path / name).write_bytes(vmcore)
+        dump = read_dump(path)
+        check_dump(dump, independent=False)
+        holes_named(dump, "reservation")
+        for words in (("list", where), ("list", "--json", where), ("check", str(path))):
+            main(["dumps", *words])
+        with suppress(CrashlendError):
+            unflatten(path / name, path / "out")
+        capsys.readouterr()
+
+
+def test_a_time_of_too_many_digits_is_none(tmp_path: Path) -> None:
+    """int() refuses more than 4300; the dump itself is sound."""
+    info = VMCOREINFO.replace(str(SECONDS).encode(), b"9" * 5000)
+    core = core_of(tmp_path / "d", elf_core(vmcoreinfo=info))
+    assert (core.seconds, core.faults) == (0, ())
+
+
+def test_ranges_that_no_memory_has_are_none(tmp_path: Path) -> None:
+    """Negative, behind 64 bits, inverted: not counted, and no reader stumbles."""
+    ranges = [[-(10**18), 10**18], [0, 1 << 65], [8192, 4096], [4096, 8192]]
+    for name in ("lent", "holes"):
+        odd = {"ranges": ranges}
+        report = holes_json(**{name: odd if name == "lent" else [{"why": "reservation", **odd}]})
+        dump = read_dump(write_dump(tmp_path / name, holes_json=report))
+        check_dump(dump, independent=False)
+        found = dump.lent if name == "lent" else holes_named(dump, "reservation")
+        assert found.to_json() == [[4096, 8192]]
+    long = json.dumps(holes_json()).encode().replace(b"268435456", b"9" * 4000)
+    dump = read_dump(write_dump(tmp_path, holes_json=long))
+    assert dump.unknown == ("holes.json is damaged: no JSON",)
+
+
+def test_a_dump_that_gets_shorter_while_it_is_read_is_cut_short(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A truncated file gives no descriptors, or half a one: neither an endless loop nor an error."""
+    (tmp_path / "d").write_bytes(kdump())
+    for left in (0, 24 * 3, 24 * 3 + 7):
+        with open_core(tmp_path / "d") as file:
+            real, at = file.read, _descriptors_at(kdump())
+
+            def read(
+                start: int, size: int, real: Any = real, at: int = at, left: int = left
+            ) -> Any:
+                return real(start, size)[: left if start >= at else None]
+
+            monkeypatch.setattr(file, "read", read)
+            (fault,) = read_core(file).faults
+        assert "cut short" in fault
+
+
+def test_a_pipe_named_vmcore_is_not_waited_for(tmp_path: Path) -> None:
+    """Nobody writes to it: it can't be read, and that is all."""
+    path = write_dump(tmp_path, vmcore=None)
+    os.mkfifo(path / "vmcore")
+    dump = read_dump(path)
+    assert dump.unknown
+    assert "vmcore can't be read" in dump.unknown[0]
 
 
 @given(

@@ -13,6 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Callable, Optional, TypeVar
 
+from crashlend.dumps.directory import ranges_of
 from crashlend.dumps.symbols import find_vmlinux
 from crashlend.errors import CrashlendError
 from crashlend.ranges import Ranges
@@ -239,14 +240,11 @@ def explain(phys: Optional[int], lent: Ranges, reserved: Ranges, level: Optional
 def holes_named(dump: Dump, why: str) -> Ranges:
     """The ranges that holes.json has for this reason."""
     holes = dump.holes.get("holes")
-    found: list[tuple[int, int]] = []
+    found = Ranges()
     for hole in holes if isinstance(holes, list) else []:
         if isinstance(hole, dict) and hole.get("why") == why:
-            pairs = hole.get("ranges")
-            for pair in pairs if isinstance(pairs, list) else []:
-                if isinstance(pair, list) and [type(x) for x in pair] == [int, int]:
-                    found.append((pair[0], pair[1]))
-    return Ranges(found)
+            found |= ranges_of(hole)
+    return found
 
 
 def _read_all(reader: Reader, dump: Dump, symbols: Path) -> Analysis:

@@ -7,6 +7,7 @@ pages say is for makedumpfile, crash and drgn.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Optional
 
@@ -134,7 +135,11 @@ def _kdump_faults(
     pages = diskdump.Extent(end, file.bytes - end)
     number, at = 0, header.descriptors_at
     while at < end:
-        data = file.read(at, min(DESCRIPTORS_STEP, end - at))
+        size = min(DESCRIPTORS_STEP, end - at)
+        data = file.read(at, size)
+        if len(data) < size:  # it got shorter meanwhile
+            yield "it is cut short: its descriptors end too early"
+            return
         bad = diskdump.find_bad_descriptor(data, number, header.block_bytes, pages)
         if bad:
             yield f"it is cut short or damaged: {bad}"
@@ -184,9 +189,11 @@ def _read_elf(file: CoreFile) -> Core:
     if end > file.bytes:
         faults.append(f"it is cut short: {file.bytes} bytes of {end}")
     info: dict[str, str] = {}
+    left = ELF_HEADERS_MAX
     for kind, at, _, size in headers:
-        if kind == elfcore.PT_NOTE:
-            info.update(_vmcoreinfo_of(file.read(at, min(size, ELF_HEADERS_MAX))))
+        if kind == elfcore.PT_NOTE and left > 0:
+            info.update(_vmcoreinfo_of(file.read(at, min(size, left))))
+            left -= size
     if not info:
         faults.append("it has no vmcoreinfo: crash and drgn will not open it")
     return Core(
@@ -194,12 +201,17 @@ def _read_elf(file: CoreFile) -> Core:
         flattened=file.pieces is not None,
         file_bytes=file.file_bytes,
         release=info.get("OSRELEASE", ""),
-        seconds=int(info["CRASHTIME"]) if info.get("CRASHTIME", "").isdecimal() else 0,
+        seconds=_number(info.get("CRASHTIME", "")),
         compression="none",
         pages=_elf_memory(file).size // 4096,
         vmcoreinfo=info,
         faults=tuple(faults),
     )
+
+
+def _number(text: str) -> int:
+    """A decimal number of at most 20 digits; 0 for any other text. int() refuses very long ones."""
+    return int(text) if re.fullmatch(r"[0-9]{1,20}", text) else 0
 
 
 def _vmcoreinfo_of(notes: bytes) -> dict[str, str]:

@@ -77,8 +77,11 @@ def find_pieces(core: CoreFile) -> Iterator[flattened.Piece]:
 
 @contextmanager
 def open_core(path: Path) -> Iterator[CoreFile]:
-    """A dump file for reading. OSError where it can't be opened, FormatError where it is cut short."""
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOCTTY)
+    """A dump file for reading. OSError where it can't be opened, FormatError where it is cut short.
+
+    A pipe of that name is an OSError, too: nobody waits for what it may bring.
+    """
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK)
     try:
         yield CoreFile(fd)
     finally:

@@ -35,6 +35,9 @@ NAME = re.compile(r"(?P<host>[^.].*?)-(?P<day>\d{4}-\d\d-\d\d)-(?P<time>\d{6})(?
 JSON_BYTES_MAX = 4 << 20
 DMESG_BYTES_MAX = 64 << 20
 SCHEMA = 1
+ADDRESS_END = 1 << 64
+# no number of a report has more digits; int() of very many raises or takes minutes
+DIGITS_MAX = 20
 
 
 @dataclass(frozen=True)
@@ -159,13 +162,18 @@ def read_dmesg(path: Path) -> bytes:
 def lent_of(report: dict[str, Any]) -> Ranges:
     """The lent ranges that capture.json or holes.json tells; empty where it tells none."""
     lent = report.get("lent")
-    pairs = lent.get("ranges") if isinstance(lent, dict) else None
-    if not isinstance(pairs, list):
-        return Ranges()
+    return ranges_of(lent) if isinstance(lent, dict) else Ranges()
+
+
+def ranges_of(report: dict[str, Any]) -> Ranges:
+    """The ``ranges`` of an object in a report, as far as they can be physical memory."""
+    pairs = report.get("ranges")
     return Ranges(
         (pair[0], pair[1])
-        for pair in pairs
-        if isinstance(pair, list) and len(pair) == 2 and all(type(x) is int for x in pair)
+        for pair in (pairs if isinstance(pairs, list) else ())
+        if isinstance(pair, list)
+        and [type(x) for x in pair] == [int, int]
+        and 0 <= pair[0] < pair[1] <= ADDRESS_END
     )
 
 
@@ -213,11 +221,17 @@ def _look_at(vmcore: Path, odd: list[str], unknown: list[str]) -> tuple[Optional
     return None, size
 
 
+def _integer(digits: str) -> int:
+    if len(digits) > DIGITS_MAX:
+        raise ValueError("no number of a report is so long")
+    return int(digits)
+
+
 def _read_json(path: Path, unknown: list[str]) -> dict[str, Any]:
     """A report; empty, with the reason in ``unknown``, where it is not one of this version's."""
     try:
         with path.open("rb") as stream:
-            value = json.loads(stream.read(JSON_BYTES_MAX))
+            value = json.loads(stream.read(JSON_BYTES_MAX), parse_int=_integer)
     except OSError as error:
         unknown.append(f"{path.name} can't be read: {error.strerror or error}")
         return {}
