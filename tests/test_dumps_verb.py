@@ -153,19 +153,20 @@ def made(name: str, *, complete: bool = True, strange: tuple[str, ...] = ()) -> 
     return Dump(Path("/d") / name, when, host, faults=faults, strange=strange)
 
 
-def test_partial_ones_go_first_and_the_newest_complete_one_never() -> None:
-    """By use: complete ones, newest first, then partial ones."""
-    dumps = [made(f"h-{n}", complete=n not in (2, 5)) for n in range(6)]
+def test_partial_ones_go_first_and_the_newest_ones_never() -> None:
+    """By use: complete ones, newest first, then partial ones; the last crash's traces stay in any case."""
+    dumps = [made(f"h-{n}", complete=n not in (2, 4, 6)) for n in range(7)]
 
     def gone(keep: int) -> list[str]:
         return [dump.path.name for dump in choose(dumps, keep).go]
 
-    assert gone(6) == []
-    assert gone(5) == ["h-2"]
-    assert gone(4) == ["h-5", "h-2"]
-    assert gone(3) == ["h-5", "h-2", "h-0"]
-    assert gone(1) == gone(0) == ["h-5", "h-3", "h-2", "h-1", "h-0"]
-    assert choose(dumps, 0).kept == ((dumps[4], "the newest complete one"),)
+    assert gone(7) == []
+    assert gone(6) == ["h-2"]
+    assert gone(5) == gone(4) == ["h-4", "h-2"]
+    assert gone(3) == ["h-4", "h-2", "h-0"]
+    assert gone(1) == gone(0) == ["h-4", "h-3", "h-2", "h-1", "h-0"]
+    newest = ((dumps[6], "the newest one"), (dumps[5], "the newest complete one"))
+    assert choose(dumps, 0).kept == newest
 
 
 @given(
@@ -190,6 +191,8 @@ def test_prune_keeps_its_promises(items: list[tuple[str, int, bool, bool]], keep
         stay = [dump for dump in kept if dump.host == host]
         assert len(stay) >= min(keep, len(own))
         whole = [dump for dump in own if dump.complete]
+        if own:
+            assert max(own, key=lambda dump: dump.when) in stay
         if whole:
             assert max(whole, key=lambda dump: dump.when) in stay
     assert not any(dump.strange for dump in choice.go)

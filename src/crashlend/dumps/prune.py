@@ -42,15 +42,16 @@ class Choice:
 def choose(dumps: Sequence[Dump], keep: int, under_way: Iterable[Dump] = ()) -> Choice:
     """Of each host's dumps the ``keep`` that are of most use stay. Pure.
 
-    Partial ones go before complete ones, older before newer. The newest complete one of a host
-    always stays, whatever ``keep`` is, and so do those of ``under_way``, those that could not be judged and
-    those with strange files.
+    Partial ones go before complete ones, older before newer. The newest one of a host always stays,
+    whatever ``keep`` is and whatever is in it, and so do its newest complete one, those of
+    ``under_way``, those that could not be judged and those with strange files.
     """
     busy = {dump.path for dump in under_way}
     go: list[Dump] = []
     kept: list[tuple[Dump, str]] = []
     for host in sorted({dump.host for dump in dumps}):
         own = sorted((d for d in dumps if d.host == host), key=_by_use, reverse=True)
+        newest = max(own, key=_by_time)
         for place, dump in enumerate(own):
             if dump.unknown:
                 kept.append((dump, f"it can't be judged: {'; '.join(dump.unknown)}"))
@@ -62,6 +63,8 @@ def choose(dumps: Sequence[Dump], keep: int, under_way: Iterable[Dump] = ()) -> 
                 kept.append((dump, f"one of the {keep} to keep"))
             elif place == 0 and dump.complete:
                 kept.append((dump, "the newest complete one"))
+            elif dump is newest:
+                kept.append((dump, "the newest one"))
             else:
                 go.append(dump)
     return Choice(
