@@ -96,6 +96,44 @@ def test_list_by_the_settings(tmp_path: Path, run: Any) -> None:
     assert "hint: name the directory" in answer.err
 
 
+def test_a_host_that_never_crashed_has_no_dumps(
+    tmp_path: Path, run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first capture makes the directory of the settings: until then it is no error, for none."""
+    words: tuple[object, ...]
+    for words in (("list",), ("check",), ("prune", "--keep", 1)):
+        answer = run(*words, "--root", tmp_path)
+        assert (answer.code, answer.err) == (0, "")
+    assert run("show", "--root", tmp_path).code == 2
+    # two targets, one of them was never dumped to
+    path = write_dump(tmp_path / "b")
+    places = [tmp_path / "a", tmp_path / "b"]
+    monkeypatch.setattr("crashlend.cli.dumps_verb.find_places", lambda *_: places)
+    assert [dump["path"] for dump in run("list", "--json").json["dumps"]] == [str(path)]
+    assert run("check", path.name).code == 0
+    # one that is there and can't be read is told, as is one that the user names
+    (tmp_path / "a").write_text("")
+    assert run("list").code == 1
+    named: tuple[tuple[object, ...], ...] = (("list",), ("check", "--dir"), ("prune", "--keep", 1))
+    for words in named:
+        assert run(*words, tmp_path / "nowhere").code == 1
+
+
+def test_check_looks_at_all_in_a_directory_and_a_name_stays_a_name(
+    tmp_path: Path, run: Any
+) -> None:
+    """Not at the newest alone; what one word means changes nothing for the next."""
+    bad = write_dump(tmp_path / "a", "web-2026-01-01-000000", vmcore=kdump()[:-1])
+    write_dump(tmp_path / "a", "web-2026-01-02-000000")
+    good = write_dump(tmp_path / "var/crash", "db-2026-01-01-000000")
+    answer = run("check", tmp_path / "a")
+    assert answer.code == 1
+    assert f"{bad}: NOT USABLE" in answer.out
+    found = run("check", "--json", "--root", tmp_path, tmp_path / "a", good.name).json["dumps"]
+    assert [Path(dump["path"]).name[:3] for dump in found] == ["web", "web", "db-"]
+    assert run("show", tmp_path / "a").code == 0
+
+
 def test_no_dumps(tmp_path: Path, run: Any) -> None:
     """Nothing there is no error, unless one is asked for by name."""
     assert run("list", tmp_path).out == "no dumps\n"

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """List, check, prune and look into saved dumps.
 
-DUMP is the directory that a capture made, by path or by name; a directory that holds such ones, or
-none at all, means the newest in it.
+DUMP is the directory that a capture made, by path or by name; a directory that holds such ones means
+all in it for check, the newest in it for the others.
 """
 
 from __future__ import annotations
@@ -16,7 +16,14 @@ from crashlend.cli.hosts import settings_from
 from crashlend.cli.main import add_root
 from crashlend.cli.output import print_json, printable, progress
 from crashlend.dumps.check import Verdict, check_dump
-from crashlend.dumps.directory import FLAT, Dump, find_dumps, is_dump_directory, read_dump
+from crashlend.dumps.directory import (
+    FLAT,
+    Dump,
+    find_dumps,
+    is_dump_directory,
+    newest_first,
+    read_dump,
+)
 from crashlend.dumps.place import find_places
 from crashlend.dumps.prune import choose, is_under_way, leftovers, remove, remove_leftover
 from crashlend.dumps.recover import default_target, is_raw, recover_raw, unflatten
@@ -82,38 +89,59 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _places(args: argparse.Namespace) -> list[Path]:
+    """The directories that dumps go to, whether they are there or not."""
     if args.directory is not None:
         return [args.directory]
     settings = settings_from(args)
     return find_places(args.root, settings.target, settings.path)
 
 
-def _all_dumps(args: argparse.Namespace) -> list[Dump]:
-    found = [dump for place in _places(args) for dump in find_dumps(place)]
-    return sorted(found, key=lambda d: (d.when, d.path.name), reverse=True)
+def _look_into(args: argparse.Namespace) -> list[Path]:
+    """Where to look for dumps: a directory that the user names must be there.
+
+    One of the settings is made by the first capture; until then it holds none.
+    """
+    return [p for p in _places(args) if args.directory is not None or not _is_missing(p)]
+
+
+def _is_missing(path: Path) -> bool:
+    try:
+        path.lstat()
+    except OSError as error:  # others, as of a stale mount, are told where it is read
+        return isinstance(error, FileNotFoundError)
+    return False
+
+
+def _meant(args: argparse.Namespace, name: Optional[str] = None) -> list[Dump]:
+    """The dumps that a word of the command line means, newest first; without one all that are there."""
+    if name is not None and is_dump_directory(Path(name).resolve()):
+        return [read_dump(Path(name).resolve())]
+    if name is not None and Path(name).is_dir():
+        return find_dumps(Path(name))
+    found = newest_first(dump for place in _look_into(args) for dump in find_dumps(place))
+    if name is None:
+        return found
+    named = [dump for dump in found if dump.path.name == name]
+    if not named:
+        where = ", ".join(map(str, _places(args)))
+        raise UsageError(f"no dump {name}", f"not in {where}", hint="see crashlend dumps list")
+    return named
 
 
 def find_dump(args: argparse.Namespace, name: Optional[str]) -> Dump:
-    """The dump that a word of the command line means."""
-    if name is not None and is_dump_directory(Path(name).resolve()):
-        return read_dump(Path(name).resolve())
-    if name is not None and Path(name).is_dir():
-        args.directory = Path(name)
-        name = None
-    for dump in _all_dumps(args):
-        if name is None or dump.path.name == name:
-            return dump
-    where = ", ".join(str(place) for place in _places(args))
-    raise UsageError(
-        f"no dump {name}" if name else "no dump", f"not in {where}", hint="see crashlend dumps list"
-    )
+    """The newest of the dumps that a word of the command line means, or of all."""
+    found = _meant(args, name)
+    if not found:
+        where = name or ", ".join(map(str, _places(args)))
+        raise UsageError("no dump", f"not in {where}", hint="see crashlend dumps list")
+    return found[0]
 
 
 # --- list ---------------------------------------------------------------------------------------
 
 
 def _list(args: argparse.Namespace) -> int:
-    dumps = _all_dumps(args)
+    dumps = _meant(args)
     if args.json:
         print_json({"schema": 1, "dumps": [dump_json(dump) for dump in dumps]})
         return EXIT_DONE
@@ -170,7 +198,7 @@ def dump_json(dump: Dump) -> dict[str, Any]:
 
 
 def _check(args: argparse.Namespace) -> int:
-    dumps = [find_dump(args, name) for name in args.dumps] or _all_dumps(args)
+    dumps = [dump for name in args.dumps or [None] for dump in _meant(args, name)]
     verdicts = [check_dump(dump) for dump in dumps]
     if args.json:
         print_json({"schema": 1, "dumps": [_verdict_json(verdict) for verdict in verdicts]})
@@ -208,7 +236,7 @@ def _prune(args: argparse.Namespace) -> int:
         raise UsageError("--keep", f"{args.keep} is no number of dumps", hint="0 or more")
     gone: list[str] = []
     kept: list[dict[str, str]] = []
-    for place in _places(args):
+    for place in _look_into(args):
         for path in leftovers(place):
             progress(f"{path}: left by a prune that was interrupted")
             why = "" if args.dry_run else remove_leftover(path)

@@ -87,7 +87,7 @@ def find_dumps(where: Path) -> list[Dump]:
     """All dumps in a directory, newest first.
 
     Raises:
-        CrashlendError: the directory can't be read.
+        CrashlendError: the directory is not there or can't be read.
 
     """
     try:
@@ -98,7 +98,12 @@ def find_dumps(where: Path) -> list[Dump]:
             error.strerror or str(error),
             hint="name the directory that holds the dumps; mount the target first",
         ) from error
-    return sorted((read_dump(path) for path in found), key=lambda d: (d.when, d.path.name))[::-1]
+    return newest_first(read_dump(path) for path in found)
+
+
+def newest_first(dumps: Iterable[Dump]) -> list[Dump]:
+    """In the order in which they are told."""
+    return sorted(dumps, key=lambda dump: (dump.when, dump.path.name), reverse=True)
 
 
 def read_dump(path: Path) -> Dump:
