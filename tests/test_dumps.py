@@ -11,19 +11,20 @@ import subprocess
 import tempfile
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Optional
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from capture_shell import needs_busybox, shell
 from crashlend.cli.main import main
 from crashlend.dumps.analyze import holes_named
 from crashlend.dumps.check import check_dump
 from crashlend.dumps.core import Core, memory_in, read_core
 from crashlend.dumps.corefile import open_core
 from crashlend.dumps.directory import DUMPS, find_dumps, is_dump_directory, read_dump
-from crashlend.dumps.log import find_release, read_end
+from crashlend.dumps.log import find_reason, find_release, read_end
 from crashlend.dumps.recover import unflatten
 from crashlend.errors import CrashlendError, FormatError
 from crashlend.formats import diskdump, flattened
@@ -500,7 +501,7 @@ def test_a_dump_that_is_not_what_its_reports_say_fails(
 
 
 def test_makedumpfile_is_asked_where_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its no counts, and so does another reason than dmesg.txt has."""
+    """Its no counts, and so does another reason than dmesg.txt has; what it can't do is no fault of the dump."""
     name = "makedumpfile reads the log in it"
     tool = tmp_path / "bin/makedumpfile"
     tool.parent.mkdir()
@@ -509,17 +510,61 @@ def test_makedumpfile_is_asked_where_it_is(tmp_path: Path, monkeypatch: pytest.M
     for script, ok, words in (
         (f'echo "{REASON}" >"$3"', True, REASON),
         ('echo "Kernel panic - not syncing: other" >"$3"', False, "other"),
-        ('echo "is not supported" >&2; exit 1', False, "is not supported"),
+        ('echo "The kernel version is not supported." >&2; exit 1', None, "is not supported"),
+        ('echo "Can not read it." >&2; echo "makedumpfile Failed."; exit 1', False, "Can not read"),
     ):
         tool.write_text(f"#!/bin/sh\n{script}\n")
         tool.chmod(0o755)
         (finding,) = (f for f in check_dump(dump).findings if f.what == name)
         assert (finding.ok, words in finding.detail) == (ok, True), finding
+    packed = read_dump(write_dump(tmp_path / "zstd", vmcore=kdump(status=0x20)))
+    for versions, ok in (("lzo\tenabled\nzstd\tdisabled", None), ("zstd\tenabled", False)):
+        tool.write_text(f"#!/bin/sh\n[ $1 != -v ] || {{ echo '{versions}'; exit 0; }}\nexit 1\n")
+        (finding,) = (f for f in check_dump(packed).findings if f.what == name)
+        assert finding.ok is ok, finding
     tool.unlink()
     monkeypatch.setenv("PATH", str(tool.parent))
     (finding,) = (f for f in check_dump(dump).findings if f.what == name)
     assert finding.ok is None
     assert check_dump(dump).usable
+
+
+@needs_busybox
+@pytest.mark.parametrize(
+    ("log", "reason"),
+    [
+        (DMESG, REASON),
+        (
+            b"[1.0] Oops: general protection fault, 0000 [#1] SMP\n[1.1] CPU: 0 PID: 5 Comm: x\n",
+            None,
+        ),
+        (
+            b"[1.0] BUG: unable to handle page fault for address: 0\n[1.1] Oops: 0002 [#1] SMP\n",
+            None,
+        ),
+        (b"[1.0] kernel BUG at mm/slub.c:1!\n[1.1] invalid opcode: 0000 [#1]\n", None),
+        (b"[1.0] divide error: 0000 [#1]\n", None),
+        (b"[1.0] nothing\n", None),
+    ],
+)
+def test_the_shell_s_words_for_a_crash_are_no_fault_of_its_dump(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, log: bytes, reason: Optional[str]
+) -> None:
+    """The capture's panic_line and find_reason may cut a line differently: one of them judges both logs."""
+    (tmp_path / "dmesg").write_bytes(log)
+    said = shell("panic_line dmesg", tmp_path)
+    assert reason is None or said == find_reason(log) == reason
+    vmcore = kdump()
+    capture = capture_json(len(vmcore), panic=said)
+    dump = read_dump(write_dump(tmp_path, vmcore=vmcore, capture_json=capture, dmesg_txt=log))
+    tool = tmp_path / "bin/makedumpfile"
+    tool.parent.mkdir()
+    monkeypatch.setenv("PATH", f"{tool.parent}:/usr/bin:/bin")
+    tool.write_text(f"#!/bin/sh\ncp {tmp_path}/dmesg $3\n")
+    tool.chmod(0o755)
+    findings = check_dump(dump).findings
+    assert [f for f in findings if f.ok is False] == []
+    assert [f.ok for f in findings if f.what.startswith("makedumpfile")] == [True]
 
 
 # --- the log ------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple, Optional
 
 from crashlend.dumps.core import memory_in
 from crashlend.dumps.corefile import open_core
-from crashlend.dumps.directory import HOLES, lent_of
+from crashlend.dumps.directory import HOLES, lent_of, read_dmesg
 from crashlend.dumps.log import find_reason
 from crashlend.errors import FormatError
 from crashlend.sizes import mib
@@ -28,6 +28,10 @@ if TYPE_CHECKING:
     from crashlend.dumps.directory import Dump
 
 MAKEDUMPFILE_SECONDS = 600
+# by every makedumpfile; show_version() tells which others it was built with
+ALWAYS_UNPACKED = ("none", "zlib")
+# its words for a kernel that is too new for it (check_release() in makedumpfile.c)
+UNSUPPORTED = "not supported"
 _HINT_BESIDE = "dmesg.txt beside it may still tell the reason: crashlend dumps show"
 _HINT_FLAT = "crashlend dumps recover makes a vmcore of it"
 
@@ -122,32 +126,56 @@ def _holes(dump: Dump) -> Iterator[Finding]:
 
 
 def _read_by_makedumpfile(dump: Dump) -> Finding:
-    """The program finds the kernel's log in the dump, which tells the same reason."""
+    """The program finds the kernel's log in the dump, which tells the same reason as dmesg.txt.
+
+    Both logs are asked by the same function: capture.json has the line that the capture's shell found.
+    """
     name = "makedumpfile reads the log in it"
     tool = shutil.which("makedumpfile")
-    if tool is None or dump.vmcore is None:
+    if tool is None or dump.vmcore is None or dump.core is None:
         return Finding(name, None, "it is not installed here")
-    if dump.core is not None and dump.core.flattened:
+    if dump.core.flattened:
         return Finding(name, None, "not from a flattened dump")
+    packing = dump.core.compression
+    if packing not in ALWAYS_UNPACKED and f"{packing}\tenabled" not in _run(tool, "-v").said:
+        return Finding(name, None, f"the one that is installed here doesn't unpack {packing}")
     with tempfile.TemporaryDirectory(prefix="crashlend-") as directory:
         out = Path(directory) / "dmesg"
-        try:
-            done = subprocess.run(
-                [tool, "--dump-dmesg", os.path.abspath(dump.vmcore), str(out)],
-                stdin=subprocess.DEVNULL,
-                capture_output=True,
-                cwd=directory,
-                timeout=MAKEDUMPFILE_SECONDS,
-                check=False,
-            )
-        except subprocess.TimeoutExpired:
+        ran = _run(tool, "--dump-dmesg", os.path.abspath(dump.vmcore), str(out))
+        if ran.code is None:
             return Finding(name, None, f"not within {MAKEDUMPFILE_SECONDS} s")
-        if done.returncode != 0 or not out.exists():
-            lines = (done.stderr + done.stdout).decode(errors="backslashreplace").split("\n")
-            said = [line for line in lines if line.strip() and "makedumpfile Failed" not in line]
-            return Finding(name, False, said[0].strip() if said else f"exit {done.returncode}")
+        if ran.code != 0 or not out.exists():
+            return Finding(name, None if UNSUPPORTED in ran.said else False, ran.complaint)
         log = out.read_bytes()
-    reason = find_reason(log)
-    if dump.reason and reason != dump.reason:
-        return Finding(name, False, f"it tells of {reason!r}, dmesg.txt of {dump.reason!r}")
+    reason, beside = find_reason(log), find_reason(read_dmesg(dump.path))
+    if beside and reason != beside:
+        return Finding(name, False, f"it tells of {reason!r}, dmesg.txt of {beside!r}")
     return Finding(name, True, reason or f"{len(log)} bytes")
+
+
+class _Ran(NamedTuple):
+    """How a program ended. ``code`` is None where it took too long."""
+
+    code: Optional[int]
+    said: str
+
+    @property
+    def complaint(self) -> str:
+        """Its first line that says something."""
+        lines = [line.strip() for line in self.said.split("\n")]
+        said = [line for line in lines if line and "makedumpfile Failed" not in line]
+        return said[0] if said else f"exit {self.code}"
+
+
+def _run(*words: str) -> _Ran:
+    try:
+        done = subprocess.run(
+            words,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=MAKEDUMPFILE_SECONDS,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        return _Ran(None, "")
+    return _Ran(done.returncode, (done.stderr + done.stdout).decode(errors="backslashreplace"))
