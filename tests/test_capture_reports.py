@@ -190,7 +190,7 @@ def test_what_init_put_on_a_raw_device_is_recovered(tmp_path: Path) -> None:
     stream = 'stream_dump() { raw_sink <"$TMP/flat" 2>"$TMP/sink.log"; }'
     report = raw.capture("ok", more=f"{test_capture_raw.FIND}\n{stream}")
     assert report["ok"] is True
-    path, made = recover_raw(tmp_path / "device", tmp_path / "crash", mark=True)
+    path, made, _ = recover_raw(tmp_path / "device", tmp_path / "crash", mark=True)
     assert made
     assert (path / "vmcore").read_bytes() == kdump()
     dump = read_dump(path)

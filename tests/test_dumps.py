@@ -332,7 +332,7 @@ def test_a_flattened_dump_reads_as_the_dump_itself(tmp_path: Path, step: int) ->
     assert core.flattened
     assert core.faults == ()
     assert core.pages == 19
-    size = unflatten(tmp_path / "vmcore.flat", tmp_path / "vmcore")
+    size = unflatten(tmp_path / "vmcore.flat", tmp_path / "vmcore").bytes
     assert (tmp_path / "vmcore").read_bytes() == plain
     assert size == len(plain)
     assert (tmp_path / "vmcore").stat().st_mode & 0o777 == 0o600

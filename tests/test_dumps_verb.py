@@ -292,13 +292,13 @@ def test_a_prune_that_was_killed_is_finished_by_the_next(
         with pytest.raises(Killed):
             main(["dumps", "prune", "--keep", "1", str(tmp_path)])
     assert [dump.path.name for dump in find_dumps(tmp_path)] == ["web-2026-01-02-000000"]
-    assert [path.name for path in leftovers(tmp_path)] == [".pruned-web-2026-01-01-000000"]
+    assert [path.name for path in leftovers(tmp_path, 0)] == [".pruned-web-2026-01-01-000000"]
     (tmp_path / ".pruned-mine").mkdir()
     (tmp_path / ".pruned-a-2026-01-01-000000").symlink_to(tmp_path)
     assert run("prune", "--keep", 1, "--dry-run", tmp_path).code == 0
-    assert leftovers(tmp_path)
+    assert leftovers(tmp_path, 0)
     assert run("prune", "--keep", 1, tmp_path).code == 0
-    assert leftovers(tmp_path) == []
+    assert leftovers(tmp_path, 0) == []
     assert (tmp_path / ".pruned-mine").exists()
     assert len(find_dumps(tmp_path)) == 1
 
@@ -388,7 +388,7 @@ def test_removal_refuses_what_is_not_ours_even_at_the_last_moment(
     monkeypatch.setattr(prune, "read_dump", lambda where: dump)
     assert prune.remove(dump) == "it holds what is not ours: notes"
     assert sorted(os.listdir(path)) == before
-    assert leftovers(tmp_path) == []
+    assert leftovers(tmp_path, 0) == []
     leftover = tmp_path / ".pruned-web-2026-01-01-000000"
     os.rename(path, leftover)
     assert prune.remove_leftover(leftover) == "it holds what is not ours: notes"
@@ -405,10 +405,20 @@ def test_recover(tmp_path: Path, run: Any) -> None:
     answer = run("check", path)
     assert answer.code == 0, answer.out
     assert "hint: crashlend dumps recover" in answer.out
-    answer = run("recover", path, "--json")
-    assert answer.json == {"schema": 1, "vmcore": str(path / "vmcore"), "bytes": len(kdump())}
+    told = {"schema": 1, "vmcore": str(path / "vmcore"), "bytes": len(kdump())}
+    assert run("recover", path, "--json", "--dry-run").json == {
+        **told,
+        "dry_run": True,
+        "made": True,
+    }
+    assert f"{path}/vmcore (would be made)" in run("recover", path, "--dry-run").out
+    assert not (path / "vmcore").exists()
+    assert run("recover", path, "--json").json == {**told, "dry_run": False, "made": True}
     assert (path / "vmcore").read_bytes() == kdump()
     assert read_dump(path).vmcore == path / "vmcore"
+    again = run("recover", path)
+    assert (again.code, "(was there)" in again.out) == (0, True)
+    (path / "vmcore").write_bytes(b"mine")
     again = run("recover", path)
     assert again.code == 1
     assert "it exists" in again.err
@@ -435,6 +445,10 @@ def test_recover_from_a_raw_device(tmp_path: Path, run: Any) -> None:
     """Its files are in a directory as on any target; again it is left as it is; --mark is noted."""
     device = raw_device(tmp_path / "device", vmcore=flatten(kdump()))
     before = device.read_bytes()
+    answer = run("recover", device, "--dir", tmp_path / "crash", "--json", "--dry-run", "--mark")
+    assert (answer.code, answer.json["made"], answer.json["dry_run"]) == (0, True, True)
+    assert [path.name for path in tmp_path.iterdir()] == ["device"]
+    assert device.read_bytes() == before
     answer = run("recover", device, "--dir", tmp_path / "crash", "--json")
     assert answer.code == 0, answer.err
     assert (answer.json["made"], answer.json["complete"]) == (True, True), answer.out
@@ -467,13 +481,37 @@ def test_a_raw_dump_that_was_never_finished_comes_without_vmcore(tmp_path: Path,
     assert not leftover.exists()
 
 
-def test_a_damaged_raw_dump_leaves_no_directory(tmp_path: Path, run: Any) -> None:
-    """Its stream is cut short: an error, and nothing that looks like a dump."""
+def test_a_damaged_raw_dump_costs_no_other_file(tmp_path: Path, run: Any) -> None:
+    """Its stream is cut short: an error, each time, and not marked as taken; log and report are there."""
     device = raw_device(tmp_path / "device", vmcore=flatten(kdump(), end=False))
-    answer = run("recover", device, "--dir", tmp_path / "crash")
-    assert answer.code == 1
-    assert "flattened dump" in answer.err
-    assert find_dumps(tmp_path / "crash") == []
+    before = device.read_bytes()
+    path = tmp_path / "crash/web-2026-01-01-000000"
+    for _ in range(2):
+        answer = run("recover", device, "--dir", tmp_path / "crash", "--mark")
+        assert answer.code == 1
+        assert "flattened dump" in answer.err
+        assert f"what was saved beside it is in {path}" in answer.err
+        assert sorted(item.name for item in path.iterdir()) == ["capture.json", "dmesg.txt"]
+    assert device.read_bytes() == before
+    # a device that can be read after all: the next run brings the rest
+    raw_device(device, vmcore=flatten(kdump()))
+    assert run("recover", device, "--dir", tmp_path / "crash", "--mark").code == 0
+    assert (path / "vmcore").read_bytes() == kdump()
+    assert b"\nstate taken\n" in device.read_bytes()[:4096]
+
+
+def test_what_a_killed_recovery_left_goes_when_it_is_old(tmp_path: Path, run: Any) -> None:
+    """It may be at work for an hour; then prune removes it, whatever is on the device by then."""
+    left = tmp_path / ".recovering-web-2026-01-01-000000"
+    left.mkdir()
+    (left / "dmesg.txt").write_bytes(DMESG)
+    assert run("prune", "--keep", 1, tmp_path).code == 0
+    assert left.exists()
+    old(left)
+    assert run("prune", "--keep", 1, "--dry-run", tmp_path).code == 0
+    assert left.exists()
+    assert run("prune", "--keep", 1, tmp_path).code == 0
+    assert not left.exists()
 
 
 def test_analyze_without_drgn_says_how_to_get_it(

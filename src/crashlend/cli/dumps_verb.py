@@ -26,7 +26,7 @@ from crashlend.dumps.directory import (
 )
 from crashlend.dumps.place import find_places
 from crashlend.dumps.prune import choose, is_under_way, leftovers, remove, remove_leftover
-from crashlend.dumps.recover import default_target, is_raw, recover_raw, unflatten
+from crashlend.dumps.recover import Recovered, default_target, is_raw, recover_raw, unflatten
 from crashlend.errors import EXIT_DONE, EXIT_FAILED, CrashlendError, UsageError
 from crashlend.sizes import mib
 
@@ -70,6 +70,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--output", "-o", type=Path, metavar="FILE", help="the vmcore (default: beside vmcore.flat)"
     )
     _add_place(recover, "--dir")
+    recover.add_argument(
+        "--dry-run", action="store_true", help="only read, and say what would be made"
+    )
     recover.add_argument(
         "--mark", action="store_true", help="note on the raw device that its dump was taken"
     )
@@ -237,13 +240,13 @@ def _prune(args: argparse.Namespace) -> int:
     gone: list[str] = []
     kept: list[dict[str, str]] = []
     for place in _look_into(args):
-        for path in leftovers(place):
-            progress(f"{path}: left by a prune that was interrupted")
+        now = time.time()
+        for path in leftovers(place, now):
+            progress(f"{path}: left by a prune or a recovery that was interrupted")
             why = "" if args.dry_run else remove_leftover(path)
             if why:
                 kept.append({"path": str(path), "why": why})
         dumps = find_dumps(place)
-        now = time.time()
         choice = choose(dumps, args.keep, [dump for dump in dumps if is_under_way(dump, now)])
         for dump in choice.go:
             why = "" if args.dry_run else remove(dump)
@@ -279,21 +282,33 @@ def _recover(args: argparse.Namespace) -> int:
     if not source.exists():
         raise CrashlendError(f"cannot recover {source}", "it does not exist")
     if is_raw(source):
-        path, made = recover_raw(source, _raw_place(args), mark=args.mark)
-        dump = read_dump(path)
-        if args.json:
-            print_json({"schema": 1, "made": made, **dump_json(dump)})
-        else:
-            state = "; ".join(dump.faults) or mib(dump.bytes)
-            print(f"{printable(str(path))}{'' if made else ' (was there)'}: {printable(state)}")
-        return EXIT_DONE
+        return _recover_raw(source, args)
     target = args.output or default_target(source)
-    size = unflatten(source, target)
+    done = unflatten(source, target, dry_run=args.dry_run)
     if args.json:
-        print_json({"schema": 1, "vmcore": str(target), "bytes": size})
+        told = {"dry_run": args.dry_run, "made": done.made, "vmcore": str(target)}
+        print_json({"schema": 1, **told, "bytes": done.bytes})
     else:
-        print(f"{printable(str(target))}: {mib(size)}")
+        print(f"{printable(str(target))}{_how(done, args)}: {mib(done.bytes)}")
     return EXIT_DONE
+
+
+def _recover_raw(source: Path, args: argparse.Namespace) -> int:
+    done = recover_raw(source, _raw_place(args), mark=args.mark, dry_run=args.dry_run)
+    dump = read_dump(done.path) if done.path.exists() else None
+    if args.json:
+        told = dump_json(dump) if dump else {"path": str(done.path)}
+        print_json({"schema": 1, "dry_run": args.dry_run, "made": done.made, **told})
+    else:
+        state = "" if dump is None else f": {'; '.join(dump.faults) or mib(dump.bytes)}"
+        print(printable(f"{done.path}{_how(done, args)}{state}"))
+    return EXIT_DONE
+
+
+def _how(done: Recovered, args: argparse.Namespace) -> str:
+    if not done.made:
+        return " (was there)"
+    return " (would be made)" if args.dry_run else ""
 
 
 def _raw_place(args: argparse.Namespace) -> Path:

@@ -29,6 +29,8 @@ DUMPS = (VMCORE, FLAT)
 UNFINISHED = ".incomplete"
 # init keeps room for its last words in it while the dump is written
 RESERVE = "reserve"
+# before the name of a directory that recover has not filled yet
+RECOVERING = ".recovering-"
 OWN_FILES = (CAPTURE, HOLES, DMESG, LOG, *DUMPS)
 NAME = re.compile(r"(?P<host>[^.].*?)-(?P<day>\d{4}-\d\d-\d\d)-(?P<time>\d{6})(?:-\d{1,2})?")
 # more than any capture writes

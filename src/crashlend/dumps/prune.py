@@ -10,12 +10,11 @@ what could not be judged: no answer is no reason to remove anything.
 from __future__ import annotations
 
 import os
-import re
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from crashlend.dumps.directory import NAME, read_dump, strange_of
+from crashlend.dumps.directory import NAME, RECOVERING, read_dump, strange_of
 from crashlend.errors import CrashlendError
 
 if TYPE_CHECKING:
@@ -87,27 +86,34 @@ def is_under_way(dump: Dump, now: float) -> bool:
     ``now`` is UNIX time by the clock of whoever keeps the files' times. What has no time to be read
     may be new.
     """
-    if dump.complete:
-        return False
+    return not dump.complete and _is_new(dump.path, now)
+
+
+def _is_new(path: Path, now: float) -> bool:
     try:
-        newest = max(item.stat().st_mtime for item in (dump.path, *dump.path.iterdir()))
+        newest = max(item.stat().st_mtime for item in (path, *path.iterdir()))
     except OSError:
         return True
     return now - newest < QUIET_SECONDS
 
 
-def leftovers(where: Path) -> list[Path]:
-    """What a prune that was killed has left to be removed."""
+def leftovers(where: Path, now: float) -> list[Path]:
+    """What a prune, or a recovery that is not at work any more, was killed over."""
     with suppress(OSError):
-        return sorted(
-            path
-            for path in where.iterdir()
-            if path.name.startswith(GOING)
-            and re.fullmatch(NAME, path.name[len(GOING) :])
-            and path.is_dir()
-            and not path.is_symlink()
-        )
+        return sorted(path for path in where.iterdir() if _is_leftover(path, now))
     return []
+
+
+def _is_leftover(path: Path, now: float) -> bool:
+    going = path.name.startswith(GOING)
+    prefix = GOING if going else RECOVERING
+    return (
+        path.name.startswith(prefix)
+        and NAME.fullmatch(path.name[len(prefix) :]) is not None
+        and path.is_dir()
+        and not path.is_symlink()
+        and (going or not _is_new(path, now))
+    )
 
 
 def remove(dump: Dump) -> str:

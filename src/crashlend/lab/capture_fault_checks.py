@@ -82,7 +82,7 @@ def read_raw(image: Path, directory: Path) -> Saved:
     where = directory / "saved/crash"
     where.mkdir(parents=True, exist_ok=True)
     try:
-        place, _ = recover_raw(image, where)
+        place = recover_raw(image, where).path
     except CrashlendError:
         return Saved({}, "", None)
     return read_place(place)
