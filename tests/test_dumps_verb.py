@@ -8,6 +8,8 @@ import errno
 import json
 import os
 import shutil
+import sys
+import types
 from pathlib import Path
 from typing import Any
 
@@ -404,6 +406,7 @@ def test_recover(tmp_path: Path, run: Any) -> None:
     path = write_dump(tmp_path, vmcore=None, vmcore_flat=flat, capture_json=capture_json(len(flat)))
     answer = run("check", path)
     assert answer.code == 0, answer.out
+    assert f"{path}: usable after recover\n" in answer.out
     assert "hint: crashlend dumps recover" in answer.out
     told = {"schema": 1, "vmcore": str(path / "vmcore"), "bytes": len(kdump())}
     assert run("recover", path, "--json", "--dry-run").json == {
@@ -530,6 +533,42 @@ def test_analyze_without_drgn_says_how_to_get_it(
     assert answer.code == 1
     assert "crashlend: cannot analyze a dump: drgn: No module named 'drgn'" in answer.err
     assert "crashlend[analyze]" in answer.err
+
+
+def stand_in(monkeypatch: pytest.MonkeyPatch, **methods: Any) -> None:
+    """A module drgn whose Program has these methods alone."""
+    module = types.ModuleType("drgn")
+    module.Program = type("Program", (), methods)  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "drgn", module)
+
+
+def test_a_drgn_that_is_too_old_is_told_as_such(
+    tmp_path: Path, run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before 0.2 it has no finders to be chosen: its fault, not the dump's."""
+    stand_in(monkeypatch, set_core_dump=None, load_debug_info=None, main_module=None)
+    answer = run("analyze", write_dump(tmp_path), "--vmlinux", "/dev/null")
+    assert answer.code == 1
+    assert "the drgn that is installed here has no set_enabled_debug_info_finders()" in answer.err
+    assert "drgn 0.2 or newer is needed" in answer.err
+
+
+def test_what_drgn_says_of_a_core_without_a_main_module_is_told(
+    tmp_path: Path, run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One line, no traceback."""
+
+    def fine(self: Any, *_: Any) -> None:
+        return None
+
+    def none(self: Any) -> Any:
+        raise LookupError("module not found")
+
+    names = ("set_core_dump", "set_enabled_debug_info_finders", "load_debug_info")
+    stand_in(monkeypatch, main_module=none, **dict.fromkeys(names, fine))
+    answer = run("analyze", write_dump(tmp_path), "--vmlinux", "/dev/null")
+    assert answer.code == 1
+    assert "drgn: module not found" in answer.err
 
 
 def test_a_made_up_dump_is_refused_by_drgn_in_words(tmp_path: Path, run: Any) -> None:

@@ -223,7 +223,7 @@ def _verdict_json(verdict: Verdict) -> dict[str, Any]:
 
 
 def _print_verdict(verdict: Verdict) -> None:
-    print(f"{printable(str(verdict.dump.path))}: {'usable' if verdict.usable else 'NOT USABLE'}")
+    print(f"{printable(str(verdict.dump.path))}: {verdict.in_words}")
     marks = {True: "ok", False: "FAILED", None: "-"}
     for finding in verdict.findings:
         print(f"  {marks[finding.ok]:<6} {finding.what}: {printable(finding.detail)}")

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 PF_KTHREAD = 0x00200000  # include/linux/sched.h
+# of Program; all came with the modules of drgn 0.2
+NEEDED = ("set_enabled_debug_info_finders", "main_module", "load_debug_info")
 # of tasks and modules: no host has more
 MOST = 1 << 20
 
@@ -174,10 +176,11 @@ def open_program(dump: Dump, symbols: Path) -> tuple[Any, Missing]:
         program.set_core_dump(str(dump.vmcore))
         program.set_enabled_debug_info_finders(["standard"])  # debuginfod is not among them
         program.load_debug_info([str(symbols)])
+        lacking = program.main_module().wants_debug_file()
     except Exception as error:  # drgn has no class of its own for what libkdumpfile says
         hint = "crashlend dumps check tells what is wrong with the dump"
         raise CrashlendError(what, f"drgn: {' '.join(str(error).split())}", hint=hint) from error
-    if program.main_module().wants_debug_file():
+    if lacking:
         hint = "it must be the vmlinux of this very build, not stripped: compare the build IDs"
         raise CrashlendError(what, f"{symbols} has no symbols of the crashed kernel", hint=hint)
     with suppress(drgn.MissingDebugInfoError):
@@ -189,17 +192,20 @@ def import_drgn() -> Any:
     """The module drgn.
 
     Raises:
-        CrashlendError: it is not installed, or can't be loaded.
+        CrashlendError: it is not installed, can't be loaded, or lacks what is used of it here.
 
     """
+    what = "cannot analyze a dump"
     try:
         import drgn
     except ImportError as error:
-        raise CrashlendError(
-            "cannot analyze a dump",
-            f"drgn: {error}",
-            hint="pip install 'crashlend[analyze]', on any machine that has the dump and its vmlinux",
-        ) from error
+        hint = "pip install 'crashlend[analyze]', on any machine that has the dump and its vmlinux"
+        raise CrashlendError(what, f"drgn: {error}", hint=hint) from error
+    lacks = [name for name in NEEDED if not hasattr(drgn.Program, name)]
+    if lacks:
+        why = f"the drgn that is installed here has no {lacks[0]}()"
+        hint = "drgn 0.2 or newer is needed: pip install 'crashlend[analyze]'"
+        raise CrashlendError(what, why, hint=hint)
     return drgn
 
 

@@ -46,7 +46,10 @@ class Finding(NamedTuple):
 
 @dataclass(frozen=True)
 class Verdict:
-    """All findings about one dump. ``usable``: crash and drgn can open it, and it is whole."""
+    """All findings about one dump.
+
+    ``usable``: it is whole, and crash and drgn can open it; a flattened one after it was recovered.
+    """
 
     dump: Dump
     findings: tuple[Finding, ...]
@@ -55,6 +58,13 @@ class Verdict:
     @property
     def usable(self) -> bool:
         return all(finding.ok is not False for finding in self.findings)
+
+    @property
+    def in_words(self) -> str:
+        if not self.usable:
+            return "NOT USABLE"
+        flattened = self.dump.core is not None and self.dump.core.flattened
+        return "usable after recover" if flattened else "usable"
 
 
 def check_dump(dump: Dump, *, independent: bool = True) -> Verdict:
