@@ -30,6 +30,7 @@ from crashlend.lab.system.trial import (
 )
 from crashlend.lab.watch import PRODUCTIONS_OWN
 from crashlend.ranges import Ranges
+from dump_files import DUMPED, flatten, kdump
 
 
 @pytest.fixture
@@ -266,7 +267,7 @@ def test_the_job_is_shell(more: str, tmp_path: Path) -> None:
 
 
 def dump_file(path: Path, had: bytes, saved: bytes, **fields: Any) -> Path:
-    """A dump of makedumpfile's up to its bitmaps [diskdump_mod.h]."""
+    """A dump of makedumpfile's up to its bitmaps [diskdump_mod.h], of header version 0."""
     half = -(-max(len(had), len(saved)) // 4096)
     values = {"block": 4096, "sub": 1, "blocks": 2 * half, "mapnr": 8 * len(had)} | fields
     header = b"KDUMP   ".ljust(428, b"\0") + struct.pack("<iiII", *values.values())
@@ -297,6 +298,36 @@ def test_no_dump_and_a_damaged_one_are_errors(kind: str, tmp_path: Path) -> None
         path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(FormatError):
         read_bitmaps(path)
+
+
+def test_the_bitmaps_of_a_flattened_dump_are_those_of_the_dump(tmp_path: Path) -> None:
+    """The one parser of dumps reads both; pages of another size are refused, not miscounted."""
+    (tmp_path / "plain").write_bytes(kdump())
+    (tmp_path / "flat").write_bytes(flatten(kdump()))
+    bitmaps = read_bitmaps(tmp_path / "plain")
+    assert read_bitmaps(tmp_path / "flat") == bitmaps
+    everything = Ranges([(0, 1 << 40)])
+    assert bitmaps.pages(bitmaps.saved, everything) == sum(end - first for first, end in DUMPED)
+    assert bitmaps.pages(bitmaps.had, Ranges([(0x40000 * 4096, 0x48000 * 4096)])) == 0
+    dump_file(tmp_path / "big", b"\xff", b"\xff", block=8192, blocks=2)
+    with pytest.raises(FormatError, match="8192"):
+        read_bitmaps(tmp_path / "big")
+
+
+def test_a_dump_of_kdump_tools_is_made_ordinary(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the product's own reader, as people do it; a stream that is cut short is no dump."""
+    monkeypatch.setattr(trial, "find_tool", lambda *_: "/bin/true")
+    flat = tmp_path / "crash/202611260054/dump.202611260054"
+    flat.parent.mkdir(parents=True)
+    flat.write_bytes(flatten(kdump()))
+    dump, _, kept = trial.read_dump(tmp_path / "crash", tmp_path)
+    assert dump is not None
+    assert dump.read_bytes() == kdump()
+    assert list(kept) == [str(flat.relative_to(tmp_path / "crash"))]
+    flat.write_bytes(flatten(kdump(), end=False))
+    assert trial.read_dump(tmp_path / "crash", tmp_path)[0] is None
 
 
 def test_the_adoption_lines_are_the_documented_ones() -> None:

@@ -3,11 +3,11 @@
 
 from __future__ import annotations
 
-import subprocess
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from crashlend.lab.packages import find_tool
+from crashlend.dumps.recover import unflatten
+from crashlend.errors import CrashlendError
 from crashlend.lab.servers.client import NETS
 from crashlend.lab.servers.configs import SIGNATURE, TOKEN
 from crashlend.lab.spec import Check, Saved
@@ -27,12 +27,11 @@ def rearranged(saved: Saved) -> Saved:
     flat, whole = saved.place / "vmcore.flat", saved.place / "vmcore.rearranged"
     if not flat.is_file():
         return saved
-    tool = find_tool("makedumpfile", "install the package makedumpfile")
-    with flat.open("rb") as stream:
-        done = subprocess.run(
-            [tool, "-R", str(whole)], stdin=stream, capture_output=True, check=False
-        )
-    return replace(saved, vmcore=whole) if done.returncode == 0 else saved
+    try:
+        unflatten(flat, whole)
+    except CrashlendError:
+        return saved
+    return replace(saved, vmcore=whole)
 
 
 def check_net(spec: Spec, saved: Saved, served: Served) -> Iterator[Check]:

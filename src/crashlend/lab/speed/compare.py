@@ -10,6 +10,9 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from crashlend.dumps.recover import unflatten
+from crashlend.errors import CrashlendError
+from crashlend.formats import flattened
 from crashlend.lab.packages import find_tool
 from crashlend.lab.qemu import Disk, Machine, run_machine
 from crashlend.lab.speed.contenders import (
@@ -29,9 +32,6 @@ from crashlend.lab.system.image import (
     install_crashlend,
     system_of,
 )
-
-# what a flattened dump begins with (makedumpfile.h: MAKEDUMPFILE_SIGNATURE)
-FLATTENED = b"makedumpfile"
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -109,12 +109,12 @@ def panic_in(vmcore: Path) -> str:
     tool = find_tool("makedumpfile", "install the package makedumpfile")
     out = vmcore.parent / "dmesg.of.it"
     with vmcore.open("rb") as file:
-        flattened = file.read(len(FLATTENED)) == FLATTENED
-    if flattened:
-        whole = vmcore.parent / "whole"
-        with vmcore.open("rb") as file:
-            subprocess.run([tool, "-R", str(whole)], stdin=file, capture_output=True, check=False)
-        vmcore = whole
+        head = file.read(flattened.HEADER.size)
+    if flattened.is_flattened(head):
+        try:
+            vmcore = unflatten(vmcore, vmcore.parent / "whole").path
+        except CrashlendError:
+            return ""
     subprocess.run([tool, "--dump-dmesg", str(vmcore), str(out)], capture_output=True, check=False)
     if not out.exists():
         return ""

@@ -1,28 +1,20 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Which pages a dump of makedumpfile knows: the bitmaps of the kdump-compressed format.
-
-disk_dump_header in diskdump_mod.h of makedumpfile: a header block, sub-header blocks, then two bitmaps of the
-same size, one bit a page: of pages that /proc/vmcore had, and of those that are in the dump.
-"""
+"""Which pages a dump of makedumpfile knows: both bitmaps of the kdump-compressed format."""
 
 from __future__ import annotations
 
-import struct
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from crashlend.dumps.corefile import open_core
 from crashlend.errors import FormatError
+from crashlend.formats import diskdump
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from crashlend.ranges import Ranges
 
-SIGNATURE = b"KDUMP   "
-# block_size, sub_hdr_size (both int), bitmap_blocks, max_mapnr (both unsigned int)
-_FIELDS = struct.Struct("<iiII")
-_FIELDS_AT = 428
-_MOST_BLOCKS = 1 << 20
 PAGE = 4096
 
 
@@ -35,26 +27,18 @@ class Bitmaps:
 
     def pages(self, which: bytes, ranges: Ranges) -> int:
         """How many pages of the ranges (in bytes) have their bit in one of the two."""
-        count = 0
-        for one in ranges:
-            for pfn in range(one.start // PAGE, one.end // PAGE):
-                if pfn // 8 < len(which):
-                    count += which[pfn // 8] >> (pfn % 8) & 1
-        return count
+        return sum(
+            diskdump.count_bits_between(which, one.start // PAGE, one.end // PAGE) for one in ranges
+        )
 
 
 def read_bitmaps(path: Path) -> Bitmaps:
-    """The bitmaps of a dump file (not a flattened one); FormatError where it is none."""
-    with path.open("rb") as stream:
-        header = stream.read(_FIELDS_AT + _FIELDS.size)
-        if len(header) < _FIELDS_AT + _FIELDS.size or not header.startswith(SIGNATURE):
-            raise FormatError(str(path), "no dump of makedumpfile's", offset=0)
-        block, sub_blocks, blocks, _ = _FIELDS.unpack_from(header, _FIELDS_AT)
-        if block != PAGE or not 0 <= sub_blocks < _MOST_BLOCKS or not 0 < blocks < _MOST_BLOCKS:
-            raise FormatError(str(path), "a header that makes no sense", offset=_FIELDS_AT)
-        stream.seek(block * (1 + sub_blocks))
-        data = stream.read(block * blocks)
-    if len(data) < block * blocks:
-        raise FormatError(str(path), "it ends before its bitmaps")
-    half = len(data) // 2
-    return Bitmaps(data[:half], data[half:])
+    """The bitmaps of a dump file of pages of 4 KiB, flattened or not; FormatError where it is none."""
+    with open_core(path) as file:
+        header = diskdump.parse(file.read(0, diskdump.HEAD_BYTES))
+        if header.block_bytes != PAGE:
+            raise FormatError(diskdump.WHAT, f"pages of {header.block_bytes} bytes")
+        had, saved = (file.read(bits.offset, bits.bytes) for bits in header.bitmaps)
+    if len(saved) < header.bitmaps[1].bytes:
+        raise FormatError(diskdump.WHAT, "it ends before its bitmaps")
+    return Bitmaps(had, saved)

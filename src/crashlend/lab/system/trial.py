@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from crashlend.dumps.recover import unflatten
+from crashlend.errors import CrashlendError
 from crashlend.lab.packages import find_tool, silent
 from crashlend.lab.qemu import Disk, Machine, run_machine
 from crashlend.lab.spec import Check
@@ -242,7 +244,7 @@ def prepare(disk: Path, spec: SystemSpec) -> None:
 def read_dump(crash: Path, directory: Path) -> tuple[Path | None, str, dict[str, int]]:
     """The newest dump that kdump-tools finished, its log, and all files there with their sizes.
 
-    The dump is made ordinary (makedumpfile -R): kdump-tools saves it flattened, for a pipe.
+    The dump is made ordinary: kdump-tools saves it flattened, for a pipe.
     """
     kept = {
         str(path.relative_to(crash)): path.stat().st_size
@@ -256,9 +258,9 @@ def read_dump(crash: Path, directory: Path) -> tuple[Path | None, str, dict[str,
     dump, log = directory / "vmcore", directory / "dmesg.txt"
     for path in (dump, log):
         path.unlink(missing_ok=True)
-    with flat[-1].open("rb") as stream:
-        done = subprocess.run([tool, "-R", dump], stdin=stream, capture_output=True, check=False)
-    if done.returncode:
+    try:
+        unflatten(flat[-1], dump)
+    except CrashlendError:
         return None, "", kept
     subprocess.run([tool, "--dump-dmesg", dump, log], capture_output=True, check=False)
     return dump, log.read_text(errors="replace") if log.exists() else "", kept
