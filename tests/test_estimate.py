@@ -242,6 +242,13 @@ def test_how_a_probe_died_is_told() -> None:
 # ---- what to write
 
 
+def test_a_reservation_that_is_not_shrunk_is_said() -> None:
+    """The search has the whole reservation, also where the host's load shrinks it: that is a change."""
+    assert estimate.whole(Settings()) == ()
+    (change,) = estimate.whole(Settings(shrink_on_load=True))
+    assert (change.host, change.twin) == ("shrunk when it is loaded", "whole")
+
+
 def test_what_to_write_is_enough_and_has_its_reasons() -> None:
     """What is reserved holds the stored image with room, what is lent all that is needed with room."""
     plan, _, _ = loaded()

@@ -324,6 +324,11 @@ def test_a_twin_loads_with_the_hosts_settings(tmp_path: Path) -> None:
     words = spec.commands[0].words
     assert words[words.index("--nr-cpus") + 1] == "3"
     assert "--append=quiet" in words
+    assert "--shrink" not in words
+    shrinking = replace(settings, shrink_on_load=True, shrink_margin=8 * MIB)
+    spec = twin_spec(Payload(kernel, data, ()), shape, shrinking, disk, tmp_path, timeout_seconds=9)
+    words = spec.commands[0].words
+    assert words[words.index("--shrink") + 1 :][:2] == ("--shrink-margin", str(8 * MIB))
     assert (spec.dump_level, spec.lend_bytes, spec.cmdline) == (23, GIB, shape.cmdline)
     assert spec.initramfs is not None
     assert spec.initramfs.read_bytes().startswith(data)
@@ -433,6 +438,16 @@ def test_another_boot_of_the_same_host_is_the_same() -> None:
     here = facts(reservations=[RESERVED])
     there = facts(reservations=[(0x90000000, 0x90000000 + 256 * MIB)])
     assert fingerprints(here, Settings(), b"k", b"i") == fingerprints(there, Settings(), b"k", b"i")
+
+
+def test_the_load_that_was_rehearsed_is_no_change() -> None:
+    """A load that shrinks the reservation gives its rest to production: the rehearsal still applies."""
+    small = [(RESERVED[0], RESERVED[0] + 19 * MIB)]
+    before = replace(facts(reservations=[RESERVED]), meminfo={"MemTotal": 16 * GIB - 620 * MIB})
+    after = replace(facts(reservations=small), meminfo={"MemTotal": 16 * GIB - 383 * MIB})
+    assert fingerprints(before, Settings(), b"", b"") == fingerprints(after, Settings(), b"", b"")
+    nothing = replace(after, crash_size_bytes=0)
+    assert fingerprints(nothing, Settings(), b"", b"") != fingerprints(after, Settings(), b"", b"")
 
 
 def rehearsal(**more: Any) -> Rehearsal:

@@ -65,6 +65,7 @@ Each result lists it (`note: not as on the host`, `changes` in JSON):
   behind the initramfs, too: then the way to the real target is *not* rehearsed, and what its drivers take is
   not in the estimate.
 - **Devices.** Drivers of real hardware that the crash kernel starts take memory that no twin can show.
+- `shrink_on_load` is rehearsed; for an estimate the reservation stays whole.
 - `final_action` halt or shell is replaced by reboot.
 
 ## rehearse
@@ -72,8 +73,8 @@ Each result lists it (`note: not as on the host`, `changes` in JSON):
 Exit code 0 when the dump was saved and opens, 1 with the reason when not. The record
 (`/var/lib/crashlend/rehearsal.json`; for a snapshot where `-o` says) has the date, the result, every check and
 fingerprints of kernel, initramfs, settings (those that are not at their default), crashlend's version and layout
-(crashkernel= words, what is reserved and asked for, memory, CPUs, firmware, release). `--status` compares them and names what has changed since; it boots nothing and
-runs on Python 3.9.
+(crashkernel= words, what is asked for, memory, CPUs, firmware, release; not the size to which a load has shrunk the
+reservation). `--status` compares them and names what has changed since; it boots nothing and runs on Python 3.9.
 """
 
 

@@ -14,9 +14,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Optional
 
 from crashlend import __version__, config
+from crashlend.arch import for_machine
 from crashlend.crashkernel.grammar import lent_request
 from crashlend.errors import CrashlendError
 from crashlend.formats.cmdline import parameter_name, split
+from crashlend.sizes import GIB
 from crashlend.system.state import write_atomically
 
 if TYPE_CHECKING:
@@ -77,7 +79,11 @@ class Rehearsal:
 def fingerprints(
     facts: Facts, settings: Settings, kernel: Optional[bytes], initramfs: Optional[bytes]
 ) -> dict[str, str]:
-    """What a rehearsal is told by; files that are not known (None) have no fingerprint."""
+    """What a rehearsal is told by; files that are not known (None) have no fingerprint.
+
+    Nor has the layout where the map of memory can't be read. A load that shrinks the reservation is no change
+    of it: its size at boot follows from the words and the map.
+    """
     usual = config.to_text(config.Settings())
     texts = config.to_text(settings)
     # what is at its default counts by crashlend's version: a setting that a new one brings is no change
@@ -85,9 +91,9 @@ def fingerprints(
     words = [w for w in split(facts.cmdline) if parameter_name(w) == "crashkernel"]
     layout = {
         "words": words,
-        "reserved": facts.crash_size_bytes,
+        "reserved": bool(facts.crash_size_bytes),
         "asked": lent_request(facts.cmdline_bytes),
-        "memory_gib": round(facts.meminfo.get("MemTotal", 0) / (1 << 30)),
+        "memory_gib": round(for_machine(facts.arch).system_ram(facts).size / GIB),
         "cpus": len(facts.crash_notes),
         "efi": facts.efi,
         "lockdown": facts.lockdown,
@@ -99,7 +105,8 @@ def fingerprints(
             found[name] = hashlib.sha256(data).hexdigest()
     found["settings"] = _digest(own)
     found["crashlend"] = __version__
-    found["layout"] = _digest(layout)
+    if facts.iomem:
+        found["layout"] = _digest(layout)
     return found
 
 

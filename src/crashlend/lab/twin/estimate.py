@@ -20,7 +20,7 @@ from crashlend.lab.twin.bisect import find_least
 from crashlend.lab.twin.private import private
 from crashlend.lab.twin.probes import Probes
 from crashlend.lab.twin.run import make_twin_disk, twin_spec
-from crashlend.lab.twin.shape import host_memory, resemble
+from crashlend.lab.twin.shape import Change, host_memory, resemble
 from crashlend.lab.twin.write import Advice, advise, bitmap_bytes
 from crashlend.ranges import align_down, align_up
 from crashlend.sizes import MIB, mib
@@ -140,11 +140,11 @@ def estimate(
         directory = Path(name)
         kept = stack.enter_context(private(options.keep or directory / "run"))
         standin = make_twin_disk(payload, directory)
-        payload = replace(payload, changes=(*payload.changes, *standin.changes))
+        payload = replace(payload, changes=(*payload.changes, *standin.changes, *whole(settings)))
         spec = twin_spec(
             payload,
             shape,
-            settings,
+            replace(settings, shrink_on_load=False),
             standin,
             directory,
             more=(STOP,),
@@ -175,6 +175,14 @@ def estimate(
     found.floor_bytes = search.floor_bytes
     _judge(found, search, probes, facts)
     return found
+
+
+def whole(settings: Settings) -> tuple[Change, ...]:
+    """That the twin's reservation is not shrunk, where the host's is."""
+    if not settings.shrink_on_load:
+        return ()
+    why = "the search itself takes memory away"
+    return (Change("the reservation", "shrunk when it is loaded", "whole", why),)
 
 
 def _judge(found: Estimate, search: _Search, probes: Probes, facts: Facts) -> None:

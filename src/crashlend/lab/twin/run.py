@@ -85,6 +85,10 @@ def twin_spec(
     initramfs.write_bytes(appended(payload.initramfs, standin.archive))
     load = ["load", "--nr-cpus", str(settings.nr_cpus), "--on-mismatch", settings.on_mismatch]
     load += ["--lend-share", str(settings.lend_share), "--lend-min", str(settings.lend_min)]
+    if settings.shrink_on_load:
+        load.append("--shrink")
+    if settings.shrink_margin is not None:
+        load += ["--shrink-margin", str(settings.shrink_margin)]
     if settings.append:
         load += [f"--append={settings.append}"]
     return Spec(
