@@ -14,13 +14,14 @@ from argparse import Namespace
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
 from build import BLOCK, GIB, MIB, facts, host, write_tree
 from crashlend import rehearsal as rehearsals
 from crashlend.capture.initramfs import shell_variables
+from crashlend.cli import rehearse as rehearse_verb
 from crashlend.cli import twin_flags
 from crashlend.cli.main import main
 from crashlend.config import Settings
@@ -50,6 +51,7 @@ from crashlend.rehearsal import (
 
 if TYPE_CHECKING:
     from crashlend.lab.twin.shape import Shape
+    from crashlend.payload import Files
 
 RESULTS = Path(__file__).resolve().parent.parent / "docs/results"
 RESERVED = (0xA0000000, 0xA0000000 + 256 * MIB)
@@ -471,6 +473,14 @@ def test_a_record_says_whether_it_still_applies() -> None:
     assert rehearsal().changed(newer) == ("kernel",)
     assert "the kernel image changed since" in in_words(rehearsal(), newer)
     assert rehearsal().changed(fingerprints(facts(), Settings(), None, None)) == ()
+    words = in_words(rehearsal(), fingerprints(facts(), Settings(), None, None))
+    assert "exactly this" not in words
+    assert words.endswith("not compared: the kernel image, the capture initramfs")
+    assert "not compared: the capture initramfs" in in_words(
+        rehearsal(), fingerprints(facts(), Settings(), b"newer", None)
+    )
+    unseen = fingerprints(replace(facts(), iomem=()), Settings(), b"k", b"i")
+    assert rehearsal().not_compared(unseen) == ("layout",)
     assert "it failed: too small" in in_words(rehearsal(ok=False, reason="too small"), now)
 
 
@@ -500,11 +510,38 @@ def test_status_of_a_snapshot(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert main([*words, "--json"]) == 0
     answer = json.loads(capsys.readouterr().out)
     assert answer["changed"] == []
+    assert answer["not_compared"] == ["kernel", "initramfs"]
     assert answer["rehearsed"]["ok"] is True
     assert main([*words, "--dump-level", "1"]) == 1
     assert "the settings changed since" in capsys.readouterr().out
     write_rehearsal(rehearsal(fingerprints=kept, ok=False), tmp_path / "r.json")
     assert main(words) == 1
+
+
+def test_status_of_a_host_whose_initramfs_cannot_be_built(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Not compared is not the same: exit 4, said in words and in JSON; 0 where all is compared."""
+
+    def cannot(_release: str) -> Files:
+        raise CrashlendError("cannot build the initramfs", "no busybox")
+
+    def can(_release: str) -> Files:
+        return cast("Files", SimpleNamespace(kernel=b"k", initramfs=b"i"))
+
+    get = [cannot]
+    monkeypatch.setattr(rehearse_verb, "facts_from", lambda _: facts())
+    monkeypatch.setattr(rehearse_verb, "settings_from", lambda _: Settings())
+    monkeypatch.setattr(rehearse_verb, "files_getter", lambda *_: get[-1])
+    words = ["lab", "rehearse", "--status", "-o", str(tmp_path / "r.json")]
+    write_rehearsal(rehearsal(), tmp_path / "r.json")
+    assert main([*words, "--json"]) == 4
+    assert json.loads(capsys.readouterr().out)["not_compared"] == ["kernel", "initramfs"]
+    assert main(words) == 4
+    assert "not compared: the kernel image" in capsys.readouterr().out
+    get.append(can)
+    assert main(words) == 0
+    assert "exactly this" in capsys.readouterr().out
 
 
 def test_a_snapshot_has_no_kernel(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

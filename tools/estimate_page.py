@@ -75,6 +75,7 @@ Exit code 0 when the dump was saved and opens, 1 with the reason when not. The r
 fingerprints of kernel, initramfs, settings (those that are not at their default), crashlend's version and layout
 (crashkernel= words, what is asked for, memory, CPUs, firmware, release; not the size to which a load has shrunk the
 reservation). `--status` compares them and names what has changed since; it boots nothing and runs on Python 3.9.
+What could not be compared is named (`not_compared` in JSON); on a host the exit code is then 4, not 0.
 """
 
 

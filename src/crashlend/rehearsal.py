@@ -75,6 +75,10 @@ class Rehearsal:
             part for part in PARTS if part in now and now[part] != self.fingerprints.get(part)
         )
 
+    def not_compared(self, now: Mapping[str, str]) -> tuple[str, ...]:
+        """Of which parts ``now`` says nothing; keys of :data:`PARTS`."""
+        return tuple(part for part in PARTS if part not in now)
+
 
 def fingerprints(
     facts: Facts, settings: Settings, kernel: Optional[bytes], initramfs: Optional[bytes]
@@ -151,9 +155,14 @@ def in_words(rehearsal: Optional[Rehearsal], now: Mapping[str, str]) -> str:
         return "never rehearsed"
     result = "the dump was saved" if rehearsal.ok else f"it failed: {rehearsal.reason}"
     changed = rehearsal.changed(now)
-    if not changed:
+    unknown = ", ".join(PARTS[part] for part in rehearsal.not_compared(now))
+    if changed:
+        what = ", ".join(PARTS[part] for part in changed)
+        words = f"({result}), but not with exactly this: {what} changed since"
+    elif unknown:
+        words = f"({result}); nothing that was compared has changed since"
+    else:
         return f"rehearsed on {rehearsal.date} with exactly this: {result}"
-    what = ", ".join(PARTS[part] for part in changed)
-    return (
-        f"rehearsed on {rehearsal.date} ({result}), but not with exactly this: {what} changed since"
+    return f"rehearsed on {rehearsal.date} {words}" + (
+        f"; not compared: {unknown}" if unknown else ""
     )
