@@ -33,6 +33,7 @@ from crashlend.lab.outcome import Outcome
 from crashlend.lab.packages import find_tool
 from crashlend.lab.qemu import Report
 from crashlend.lab.spec import Check, Spec
+from crashlend.lab.twin import rehearse as twin_rehearse
 from crashlend.lab.twin import standin
 from crashlend.lab.twin.contents import read_capture, read_files
 from crashlend.lab.twin.private import private
@@ -571,6 +572,54 @@ def test_the_stand_ins_image_is_a_file_system(tmp_path: Path) -> None:
     done = subprocess.run(words, capture_output=True, check=False)
     assert done.returncode == 0
     assert found.image.stat().st_blocks * 512 < 128 * MIB
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """A rehearsal that takes no time; what it did, in order."""
+    did: list[str] = []
+    monkeypatch.setattr(rehearse_verb, "demand_lab", lambda _: None)
+    monkeypatch.setattr(rehearse_verb, "facts_from", lambda _: facts())
+    monkeypatch.setattr(rehearse_verb, "twin_payload", lambda *_: None)
+    monkeypatch.setattr(twin_rehearse, "rehearse", lambda *_: did.append("played"))
+    monkeypatch.setattr(twin_rehearse, "record", lambda *_: rehearsal(result={"checks": []}))
+    return did
+
+
+def test_a_result_is_told_before_it_is_kept(
+    quick: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Where the record can't be written after all, what took so long is not lost."""
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    words = ["lab", "rehearse", "-o", str(tmp_path / "new/r.json")]
+    assert main(words) == 0
+    assert read_rehearsal(tmp_path / "new/r.json") is not None
+    capsys.readouterr()
+    monkeypatch.setattr(rehearse_verb, "write_rehearsal", full)
+    for more, told in (([], "the dump was saved"), (["--json"], '"ok": true')):
+        assert main([*words, *more]) == 1
+        out, err = capsys.readouterr()
+        assert told in out
+        assert "is not kept in" in err
+    assert len(quick) == 3
+
+
+def test_where_nothing_can_be_kept_nothing_is_booted(
+    quick: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The place is tried first, and nothing is left there."""
+    (tmp_path / "file").write_bytes(b"")
+    for place in (tmp_path / "file/r.json", tmp_path):
+        assert main(["lab", "rehearse", "-o", str(place)]) == 1
+        assert "cannot keep the result" in capsys.readouterr().err
+    assert quick == []
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 def test_kept_rehearsals_succeed_and_fail() -> None:

@@ -7,8 +7,11 @@ rehearsed is told by fingerprints; none depends on addresses, which are others a
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import os
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Optional
@@ -140,6 +143,22 @@ def read_rehearsal(path: Path = RECORD) -> Optional[Rehearsal]:
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CrashlendError(
             f"cannot read {path}", f"it is no record of a rehearsal: {error}", hint="rehearse again"
+        ) from error
+
+
+def demand_place(path: Path) -> None:
+    """CrashlendError where no record can be written there; nothing is left behind but directories."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+    except OSError as error:
+        raise CrashlendError(
+            f"cannot keep the result in {path}",
+            error.strerror or str(error),
+            hint="name a file with -o",
         ) from error
 
 

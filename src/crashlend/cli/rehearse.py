@@ -14,6 +14,7 @@ from crashlend.cli.twin_flags import HOST, add_twin_flags, demand_lab, twin_payl
 from crashlend.errors import EXIT_DONE, EXIT_FAILED, EXIT_UNKNOWN, CrashlendError, UsageError
 from crashlend.rehearsal import (
     RECORD,
+    demand_place,
     fingerprints,
     in_words,
     read_rehearsal,
@@ -54,6 +55,8 @@ def run(args: argparse.Namespace) -> int:
     if args.status:
         return _status(args, place)
     demand_lab("rehearse")
+    if place is not None:
+        demand_place(place)
     from crashlend.lab.twin.estimate import need_root
     from crashlend.lab.twin.rehearse import Options, record, rehearse
 
@@ -65,12 +68,13 @@ def run(args: argparse.Namespace) -> int:
     played = rehearse(facts, settings, payload, options, progress)
     date = datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
     kept = record(played, facts, settings, payload, date)
-    if place is not None:
-        write_rehearsal(kept, place)
+    # a result of many minutes is told before anything else can go wrong
     if args.json:
         print_json(kept.to_json())
     else:
-        show_rehearsal(kept, place)
+        show_rehearsal(kept)
+    if place is not None:
+        _keep(kept, place)
     return EXIT_DONE if kept.ok else EXIT_FAILED
 
 
@@ -79,6 +83,16 @@ def _place(args: argparse.Namespace) -> Path | None:
     if args.output is not None:
         return Path(args.output)
     return RECORD if args.root == HOST else None
+
+
+def _keep(kept: Rehearsal, place: Path) -> None:
+    try:
+        write_rehearsal(kept, place)
+    except OSError as error:
+        raise CrashlendError(
+            f"the result is not kept in {place}", error.strerror or str(error)
+        ) from error
+    progress(f"kept in {place}")
 
 
 def _status(args: argparse.Namespace, place: Path | None) -> int:
@@ -128,7 +142,7 @@ def _fingerprints_now(args: argparse.Namespace) -> dict[str, str]:
     return fingerprints(facts, settings, files.kernel, files.initramfs)
 
 
-def show_rehearsal(kept: Rehearsal, place: Path | None) -> None:
+def show_rehearsal(kept: Rehearsal) -> None:
     """Print it for people: each check, the verdict, what was not as on the host."""
     for check in (kept.result or {}).get("checks", ()):
         print(
@@ -137,5 +151,3 @@ def show_rehearsal(kept: Rehearsal, place: Path | None) -> None:
     for words in kept.twin:
         print(f"note: not as on the host: {printable(words)}")
     print("the dump was saved" if kept.ok else f"failed: {printable(kept.reason)}")
-    if place is not None:
-        print(f"kept in {place}")
