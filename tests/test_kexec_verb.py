@@ -450,6 +450,18 @@ def test_kdump_tools_load_lends(adopted: FakeHost, words: list[str]) -> None:
     assert adopted.loads == 1
 
 
+def test_relative_files_are_absolute_in_the_record(
+    adopted: FakeHost, words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A reload after an event runs elsewhere: it must find the same files."""
+    monkeypatch.chdir(tmp_path)
+    assert run(*words[:3], "--initrd=initrd", "./vmlinuz").code == 0
+    record = adopted.state.loaded
+    assert record is not None
+    assert record["settings"]["kernel"] == f"{tmp_path}/vmlinuz"
+    assert record["settings"]["initramfs"] == f"{tmp_path}/initrd"
+
+
 def test_unload_gives_everything_back(adopted: FakeHost, words: list[str]) -> None:
     """Kexec -p -u: exit 0, no image, no lent block."""
     run(*words)

@@ -9,7 +9,6 @@ kexec/arch/i386/include/arch/options.h of kexec-tools 2.0.32.
 from __future__ import annotations
 
 import getopt
-import os
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NamedTuple, Optional
 
@@ -209,6 +208,7 @@ def _refuse(given: Sequence[str]) -> None:
 def settings_of(request: Request, settings: Settings, production: bytes) -> Settings:
     """The settings with what the call says put over them; ``production`` is production's line.
 
+    The record of the load has its files for later ones: ``request`` must name them by absolute paths.
     A number of CPUs on the line becomes the setting, which spares the CPU that firmware booted.
     """
     line = request.line or Line(False, "")
@@ -221,8 +221,8 @@ def settings_of(request: Request, settings: Settings, production: bytes) -> Sett
         raise UsageError("the crash kernel's command line", "it is empty", hint="root=… at least")
     return replace(
         settings,
-        kernel=os.path.abspath(request.kernel),
-        initramfs=os.path.abspath(request.initrd),
+        kernel=request.kernel,
+        initramfs=request.initrd,
         cmdline=text,
         syscall=request.syscall or settings.syscall,
         nr_cpus=_cpus(text) or settings.nr_cpus,

@@ -116,8 +116,11 @@ def _unload(args: argparse.Namespace) -> int:
 
 def _load(args: argparse.Namespace, request: kexec_words.Request) -> int:
     files = TreeFiles(Path("/"))
+    kernel, initrd = os.path.abspath(request.kernel), os.path.abspath(request.initrd)
     settings = kexec_words.settings_of(
-        request, settings_from(args), from_proc(files.read("/proc/cmdline"))
+        replace(request, kernel=kernel, initrd=initrd),
+        settings_from(args),
+        from_proc(files.read("/proc/cmdline")),
     )
     settings, notes = with_level(settings, wanted_levels(files))
     for note in notes:
