@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import re
 import struct
 import subprocess
 from dataclasses import replace
@@ -30,7 +31,10 @@ from crashlend.lab.system.trial import (
 )
 from crashlend.lab.watch import PRODUCTIONS_OWN
 from crashlend.ranges import Ranges
+from crashlend.sizes import mib
 from dump_files import DUMPED, flatten, kdump
+
+PAGE = Path(__file__).parent.parent / "docs/adoption.md"
 
 
 @pytest.fixture
@@ -330,8 +334,36 @@ def test_a_dump_of_kdump_tools_is_made_ordinary(
     assert trial.read_dump(tmp_path / "crash", tmp_path)[0] is None
 
 
+def test_the_adoption_pages_figures_are_those_of_kept_results() -> None:
+    """Each figure under "What was tried" is in the kept result that the page names; all passed."""
+    page = " ".join(PAGE.read_text().partition("## What was tried")[2].split())
+    kept = {}
+    for name in ("system-6.1", "system-control-6.1", "system-utils-6.1"):
+        assert f"(results/{name}.json)" in page
+        kept[name] = json.loads((PAGE.parent / f"results/{name}.json").read_text())
+        assert kept[name]["passed"] is True
+    first = kept["system-6.1"]["trial"]
+    payload = sum(first["payload"].values())
+    row = f"| {mib(first['reservation_bytes'])}; kernel and initramfs are {mib(payload)} |"
+    assert f"{row} {mib(first['lent_bytes'])} |" in page
+    refused = kept["system-control-6.1"]["trial"]["kdump_tools_said"]
+    (room,) = [line for line in refused if line.startswith(judge.NO_ROOM[0])]
+    assert f"`{room.rstrip('.')}`" in page
+    for name in ("system-6.1", "system-utils-6.1"):
+        seconds = kept[name]["trial"]["seconds"]
+        (holes,) = [c["detail"] for c in kept[name]["checks"] if c["name"].startswith("nothing of")]
+        lent, pages = re.findall(r"0 of (\d+) lent pages.*of all (\d+) pages", holes)[0]
+        for figure in (
+            f"up {seconds['panic_to_crash_kernel']} s after the panic",
+            f"saved after {seconds['panic_to_saved']} s",
+            f"none of the {lent}",
+            pages,
+        ):
+            assert figure in page
+
+
 def test_the_adoption_lines_are_the_documented_ones() -> None:
     """What the lab configures is what docs/adoption.md tells people to write."""
-    page = (Path(__file__).parent.parent / "docs/adoption.md").read_text()
+    page = PAGE.read_text()
     assert f"\n    {trial.ADOPTION}\n" in page
     assert f"\n    {utils.ADOPTION}\n" in page

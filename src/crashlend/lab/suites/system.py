@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """An installed Debian with kdump-tools, crashed with crashlend in kexec's place and without.
 
-The reservation is given back until only the payload and a small margin stay; the controls have kexec-tools'
-own kexec at that reservation, and at one that kexec can load into.
+The reservation is given back until only the payload and a small margin stay; the control has kexec-tools'
+own kexec at that reservation.
 """
 
 from __future__ import annotations
