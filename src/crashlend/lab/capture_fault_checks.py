@@ -15,7 +15,7 @@ from crashlend.lab.spec import Check, Saved
 from crashlend.sizes import MIB
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     from crashlend.lab.capture_faults import CaptureFault
@@ -36,10 +36,35 @@ def ladder_text(capture: dict[str, Any]) -> str:
     )
 
 
+def told(lines: Sequence[str], saved: Saved) -> str:
+    """All that the crash kernel said: its lines of the console, capture.log, the rungs' reasons."""
+    log = saved.place / "capture.log" if saved.place else None
+    kept = log.read_text(errors="replace") if log and log.is_file() else ""
+    reasons = (str(rung.get("reason")) for rung in saved.capture.get("ladder", []))
+    return "\n".join((*lines, kept, *reasons))
+
+
+def struck(fault: CaptureFault, text: str) -> Check:
+    """That the fault struck at all; without it what follows proves nothing. ``text`` is as of told."""
+    silent = [words for words in fault.shows if not re.search(words, text, re.DOTALL)]
+    shown = f"{len(fault.shows)} signs of it" if fault.shows else "it has no sign"
+    detail = f"not said: {silent}" if silent else shown
+    return Check("the fault struck", bool(fault.shows) and not silent, detail)
+
+
 def check_capture_fault(
-    fault: CaptureFault, kernel: Kernel, report: Report, saved: Saved, directory: Path
+    fault: CaptureFault,
+    kernel: Kernel,
+    report: Report,
+    saved: Saved,
+    directory: Path,
+    lines: Sequence[str],
 ) -> Iterator[Check]:
-    """That the capture did what it must about the fault."""
+    """That the fault struck, and that the capture did what it must about it.
+
+    ``lines`` are the crash kernel's on the console.
+    """
+    yield struck(fault, told(lines, saved))
     if fault.ladder:
         text = ladder_text(saved.capture)
         yield Check(

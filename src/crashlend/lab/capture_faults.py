@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from crashlend.capture.modules import Want
 
 LAB, GONE = "lab", "gone"
+HOOK = "70-fault"  # in pre.d
+GOOD_NIGHT = "crashlend-lab: good night"
 GONE_UUID = "UUID=00000000-1111-2222-3333-444444444444"
 # The first two virtio disks are the guest's root and the lab's own.
 OWN_DISKS = ("/dev/vdc", "/dev/vdd")
@@ -39,6 +41,9 @@ class CaptureFault:
     """One fault of the capture.
 
     Attributes:
+        shows: patterns of what the crash kernel says only when the fault has struck, on the console,
+            in capture.log or in a rung's reason; all of them must be there. ``.`` is any character,
+            also the end of a line.
         hook: shell text of a hook that runs first thing in the crash kernel.
         targets: in order: ``lab`` (the lab's disk), ``gone`` (there is none), ``disk-N`` (the Nth of
             ``disks``, a file system), ``raw-N`` (the same without one).
@@ -52,6 +57,7 @@ class CaptureFault:
 
     """
 
+    shows: tuple[str, ...]
     hook: str = ""
     targets: tuple[str, ...] = (LAB,)
     disks: tuple[int, ...] = ()
@@ -93,11 +99,17 @@ while :; do :; done
 CAPTURE_FAULTS = {
     # more is left out until it fits
     "little-room": CaptureFault(
+        shows=("No space left on device|before compression, and [0-9]+ KiB are free",),
         ladder=f"{_OPEN_LAB}, dump LABEL=CRASH no 1, (dump LABEL=CRASH no 17, )?"
         "dump LABEL=CRASH yes (17|31)",
     ),
     # not there, full, read-only: the fourth target has the dump
     "targets": CaptureFault(
+        shows=(
+            f"dump target {GONE_UUID} did not appear",
+            "No space left on device",
+            r"Read-only file system|write-protected|mounting /dev/vdd on \S+ failed: Permission",
+        ),
         # as soon as its driver has found it
         hook="(until busybox blockdev --setro /dev/vdd 2>/dev/null; do usleep 100000; done) &\n",
         targets=(GONE, "disk-0", "disk-1", LAB),
@@ -108,23 +120,36 @@ CAPTURE_FAULTS = {
         "open LABEL=CRASH yes, begin LABEL=CRASH yes, dump LABEL=CRASH yes 31",
     ),
     "dying": CaptureFault(
+        shows=(
+            r"Out of memory: Killed process [0-9]+ \(dd\)",
+            "makedumpfile ended with 137: killed, probably out of memory",
+            "makedumpfile ended with 139",
+        ),
         hook=_DYING,
         ladder=f"{_OPEN_LAB}, dump LABEL=CRASH no 1, dump LABEL=CRASH no 1, "
         "dump LABEL=CRASH yes 17",
     ),
     "bad-hook": CaptureFault(
+        # 124: its own timeout was killed, too, so that /init had to end it (await)
+        shows=(
+            r"Out of memory: Killed process [0-9]+ \(tail\)",
+            f"pre hook {HOOK} ended with 124",
+        ),
         hook=_BAD_HOOK,
         settings={"hook_timeout": 20},
         ladder=f"{_OPEN_LAB}, dump LABEL=CRASH yes 31",
     ),
     # the crash kernel's own panic, with what production said, is in pstore
     "panic": CaptureFault(
+        # after production's panic: its own
+        shows=(f"pre hook {HOOK}.*Kernel panic - not syncing: sysrq triggered crash",),
         hook="echo c >/proc/sysrq-trigger\n",
         devices=ERST,
         pstore=("Panic#1", "crashed: Kernel panic - not syncing: sysrq triggered crash"),
         within_seconds=60,
     ),
     "no-target": CaptureFault(
+        shows=(f"dump target {GONE_UUID} did not appear within 5 s",),
         targets=(GONE,),
         settings={"target_timeout": 5},
         devices=ERST,
@@ -136,6 +161,7 @@ CAPTURE_FAULTS = {
         within_seconds=120,
     ),
     "raw": CaptureFault(
+        shows=("target raw:/dev/vdc is /dev/vdc.*makedumpfile [^\n]* -F",),
         targets=("raw-0",),
         disks=(192 * MIB,),
         ladder="dmesg  yes, open raw:/dev/vdc yes, begin raw:/dev/vdc yes, dump raw:/dev/vdc yes 31",
@@ -143,8 +169,9 @@ CAPTURE_FAULTS = {
     # all of the crash kernel sleeps, for good: nothing in software ends that. Until then, longer than
     # the watchdog waits, it is fed
     "hang": CaptureFault(
-        hook="sleep 20\necho '<3>crashlend-lab: good night' >/dev/kmsg\n"
-        "echo freeze >/sys/power/state\n",
+        # its last words
+        shows=(f"pre hook {HOOK}.*{GOOD_NIGHT}(?!.*crashlend: )",),
+        hook=f"sleep 20\necho '<3>{GOOD_NIGHT}' >/dev/kmsg\necho freeze >/sys/power/state\n",
         settings={"watchdog_timeout": 15},
         sysfs={"sys/module/i6300esb/initstate": "live\n"},
         devices=("-device", "i6300esb", "-action", "watchdog=reset"),

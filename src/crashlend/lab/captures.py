@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from crashlend.capture.initramfs import CaptureSpec, build_initramfs
 from crashlend.capture.modules import Want
 from crashlend.capture.targets.filesystem import filesystem_target
-from crashlend.lab.capture_faults import CaptureFault, fault_targets
+from crashlend.lab.capture_faults import HOOK, CaptureFault, fault_targets
 from crashlend.lab.guest import DISK_MODULES, LAB_LABEL, build_root, fill_root, userland
 from crashlend.lab.packages import Say, cache_directory, locked, silent, write_atomically
 
@@ -57,7 +57,7 @@ def build_capture(
     ``disk``: the bus of the lab's own disk, a key of ``guest.DISK_MODULES``. ``fault``: what is to go
     wrong in it. ``own_tools``: from a tree without busybox.
     """
-    fault = fault or CaptureFault()
+    fault = fault or CaptureFault(shows=())
     packages = OWN_TOOLS if own_tools else ()
     more = tuple(Want(name, "the lab's disk") for name in DISK_MODULES[disk])
     target = replace(TARGET, wants=(*TARGET.wants, *more))
@@ -129,6 +129,6 @@ def lay_out_hooks(
             shutil.copy(guestfiles / "speed-hook", tree / "hooks/post.d/60-speed")
             (tree / "hooks/post.d/60-speed").chmod(0o755)
     if fault and fault.hook:
-        (tree / "hooks/pre.d/70-fault").write_text(f"#!/bin/sh\n{fault.hook}")
-        (tree / "hooks/pre.d/70-fault").chmod(0o755)
+        (tree / f"hooks/pre.d/{HOOK}").write_text(f"#!/bin/sh\n{fault.hook}")
+        (tree / f"hooks/pre.d/{HOOK}").chmod(0o755)
     return tree / "hooks"

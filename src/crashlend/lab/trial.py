@@ -54,7 +54,7 @@ from crashlend.lab.targets.layouts import (
     prepare,
 )
 from crashlend.lab.triggers import copy_trigger
-from crashlend.lab.watch import PRODUCTIONS_OWN, Watch
+from crashlend.lab.watch import PRODUCTIONS_OWN, Watch, crash_kernel_lines
 from crashlend.sizes import format_size
 
 if TYPE_CHECKING:
@@ -181,9 +181,11 @@ def run_trial(
             if NETS[spec.net].on_server:
                 saved = rearranged(read_saved(served.disk, served.disk.parent))
         plan = load_answer(report).get("plan", {})
+        console = read_console(directory)
         checks = run_checks(spec, report, plan, saved)
         if fault:
-            checks[:0] = check_capture_fault(fault, spec.kernel, report, saved, directory)
+            lines = crash_kernel_lines(console + "\n", own) or []
+            checks[:0] = check_capture_fault(fault, spec.kernel, report, saved, directory, lines)
         if stop:
             checks += stop.checks(saved)
         if served:
@@ -197,7 +199,6 @@ def run_trial(
             more.update(analysis)
         checks += check_target(spec, saved)
         checks += check_speed(spec, report, saved.capture)
-        console = read_console(directory)
         outcome = Outcome(
             spec=spec,
             report=report,
