@@ -83,6 +83,20 @@ def test_time_is_kept_for_the_end(tmp_path: Path, total: int, first: int) -> Non
     assert shell(f"now() {{ echo 0; }}\nTOTAL_TIMEOUT={total}; left", tmp_path) == f"{first}\n"
 
 
+@pytest.mark.parametrize(
+    ("available_kib", "room_kib"), [(8 << 20, 64 << 10), (160 << 10, 20 << 10)]
+)
+def test_what_a_dead_disk_holds_does_not_count_for_the_next(
+    tmp_path: Path, available_kib: int, room_kib: int
+) -> None:
+    """Half of the limit is above that by what a writer may need, and little memory allows."""
+    (tmp_path / "meminfo").write_text(
+        f"MemAvailable: {available_kib} kB\nDirty: 200000 kB\nWriteback: 50000 kB\n"
+    )
+    script = "say() { :; }; bounded() { return 137; }; PROC=$PWD VM=$PWD; asked 9 true || cat dirty_bytes"
+    assert int(shell(script, tmp_path)) == 2 * 1024 * (250000 + room_kib)
+
+
 def test_what_no_signal_ends_is_left_behind(tmp_path: Path) -> None:
     """A process that waits for a dead disk does not die; nothing waits for it for ever."""
     script = CLOCK + "ended() { false; }\nsleep 9 & await $! 60; echo $?; kill $!"

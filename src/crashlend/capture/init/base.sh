@@ -15,7 +15,7 @@ defaults() {
   CORE=/proc/vmcore ETC=/etc/crashlend TMP=/tmp MOUNTPOINT=/target LOG=/tmp/capture.log
   REASON='' PANIC='' LEAST_PID='' NAME='' LADDER='' DUMP_VERSION='' CAPTURE_JSON=''
   VMCORE='' VMCORE_BYTES=0 DMESG_BYTES=0 DUMP_EXIT=null DUMP_ARGS='' HOLES_LEVEL='' DUMP_FAULT=''
-  WHY='' DEAD_MAN='' FEEDERS='' LOST='' RUN=0 LOADING='' LOAD_BEGAN=0
+  WHY='' DEAD_MAN='' FEEDERS='' LOST='' VM='' RUN=0 LOADING='' LOAD_BEGAN=0
   AT_BOOT=0 TOOK_MODULES=0 TOOK_DMESG=0 TOOK_MOUNT=0 TOOK_DUMP=0
   no_target
 }
@@ -104,7 +104,7 @@ asked() {
   case $status in
     124 | 137)
       say "$TARGET_SPEC does not answer"
-      TARGET_PATIENCE=0 LOST=1
+      lost
       ;;
   esac
   return "$status"

@@ -80,7 +80,8 @@ main() {
   DEAD_MAN=$!
   sample_memory &
   LEAST_PID=$!
-  write_early /proc/sys/vm
+  VM=/proc/sys/vm
+  write_early "$VM"
   say "crash kernel $(uname -r) is up"
   capture
   leave

@@ -46,7 +46,7 @@ stream_dump() {
 # What was written before still keeps the sink: nothing else may go there beside it.
 stream_lost() {
   echo "$TARGET_SPEC does not take what was written" >"$TMP/stalled"
-  TARGET_PATIENCE=0 LOST=1
+  lost
 }
 
 # stream_source WORDS...: the stream, with its exit status in $TMP/exit.

@@ -148,6 +148,21 @@ written_out() {
   echo $((1000000000000 - waiting))
 }
 
+# The current target is given up for dead. What it has not taken stays in memory, up to the limit; beyond
+# that the kernel holds up whoever writes, to the next target, too (balance_dirty_pages(): 32 KiB each
+# 0.2 s). It lets them be below half of dirty_bytes, so that this is raised above what cannot go away.
+lost() {
+  TARGET_PATIENCE=0 LOST=1
+  [ -n "$VM" ] || return 0
+  room=0
+  while read -r key value _; do
+    [ "$key" = MemAvailable: ] && room=$((value / 8)) && break
+  done <"${PROC:-/proc}/meminfo"
+  room=$(least "$room" 65536)
+  echo $((2048 * (1000000000000 - $(written_out) + room))) 2>/dev/null >"$VM/dirty_bytes" ||
+    say "cannot write to $VM"
+}
+
 # stall_guard PID LIMIT COUNT...: end that process when the number that COUNT prints has not grown for
 # STALL_TIMEOUT, or no time is left (a number that grows moves that), or after LIMIT seconds (0: as
 # long as it grows). Why is in $TMP/stalled.
