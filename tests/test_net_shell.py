@@ -203,6 +203,16 @@ def test_what_sends_may_be_killed_for_memory(here: Path) -> None:
     assert shell(text, here) == "0\n"
 
 
+def test_what_only_fills_the_pipe_does_not_move_the_deadline(here: Path) -> None:
+    """Each start of makedumpfile would give a server that takes nothing as long again."""
+    text = f"""{USE_SSH}
+    STALL_TIMEOUT=1
+    pipe_written() {{ echo 65536; }}
+    sleep 50 & pipe_guard $! $!; cat stalled; [ -e grown ] || echo not moved
+    """
+    assert shell(text, here) == "nothing was taken for 1 s\nnot moved\n"
+
+
 class Store(http.server.BaseHTTPRequestHandler):
     """Takes PUT as an object store does: with a length, a token and a signature."""
 

@@ -90,7 +90,9 @@ pipe_written() {
 # pipe_guard PID SINK: end both when nothing has moved for STALL_TIMEOUT, or when it takes longer than
 # DUMP_TIMEOUT (0: as long as it moves). Why is in $TMP/stalled.
 pipe_guard() {
-  written=-1 began=$(now)
+  began=$(now)
+  # what fits into the pipe is taken by nobody: it moves nothing, least of all the deadline
+  written=65536 moved=$began
   while :; do
     new=$(pipe_written "$1") at=$(now) why=''
     if [ -d "/proc/$1" ] && [ -z "$new" ]; then
