@@ -40,6 +40,7 @@ TARGET_HOST=server TARGET_ADDRESS=127.0.0.1 NET_NOTE=''
 usleep() { sleep 0.1; }
 """
 USE_SSH = f"""{STUBS}{UP}
+STARTED=$(now)
 TARGET_KIND=ssh TARGET_SPEC=ssh://u@server/d TARGET_SSH_CONFIG=/none TARGET_PATH="$PWD/it's"
 """
 
@@ -203,6 +204,16 @@ def test_what_sends_may_be_killed_for_memory(here: Path) -> None:
     assert shell(text, here) == "0\n"
 
 
+def test_a_server_that_takes_nothing_leaves_time_for_the_others(here: Path) -> None:
+    """At the end of the whole time it is given up, however long one may stand still."""
+    text = f"""{USE_SSH}
+    STALL_TIMEOUT=300 TOTAL_TIMEOUT=1
+    pipe_written() {{ echo 7; }}
+    sleep 50 & pipe_guard $! $!; cat stalled; dump_fault
+    """
+    assert shell(text, here).splitlines() == ["nothing was taken, and no time was left", "stall"]
+
+
 def test_what_only_fills_the_pipe_does_not_move_the_deadline(here: Path) -> None:
     """Each start of makedumpfile would give a server that takes nothing as long again."""
     text = f"""{USE_SSH}
@@ -259,6 +270,7 @@ def store() -> Iterator[int]:
 
 def use_http(port: int, path: str, token: str = "s3cret") -> str:
     return f"""{STUBS}{UP}
+    STARTED=$(now)
     echo 'header = "Authorization: Bearer {token}"' >curl.headers
     TARGET_KIND=http TARGET_SPEC=http://server/b TARGET_HTTP_CONFIG=$PWD/curl.headers HOST=host
     TARGET_HTTP_PORT={port} TARGET_URL='http://server:{port}{path}'

@@ -103,6 +103,8 @@ pipe_guard() {
       echo "$at" >"$TMP/grown.new" && mv "$TMP/grown.new" "$TMP/grown"
     elif [ $((at - moved)) -ge $((STALL_TIMEOUT * 100)) ]; then
       why="nothing was taken for $STALL_TIMEOUT s"
+    elif [ "$(left)" -le 0 ]; then
+      why='nothing was taken, and no time was left'
     fi
     if [ "${DUMP_TIMEOUT:-0}" -gt 0 ] && [ $((at - began)) -ge $((DUMP_TIMEOUT * 100)) ]; then
       why="the dump took longer than $DUMP_TIMEOUT s"
