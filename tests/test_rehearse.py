@@ -623,10 +623,15 @@ def test_where_nothing_can_be_kept_nothing_is_booted(
 
 
 def test_kept_rehearsals_succeed_and_fail() -> None:
-    """Records of docs/results can be read; some saved their dump, some failed with a reason."""
+    """Records of docs/results are of today's form; some saved their dump, some failed with a reason."""
     found = [read_rehearsal(path) for path in sorted(RESULTS.glob("rehearsal-*.json"))]
     assert {one.ok for one in found if one is not None} == {True, False}
-    assert all(one is not None and bool(one.reason) is not one.ok for one in found)
+    for one in found:
+        assert one is not None
+        assert one.result is not None
+        assert bool(one.reason) is not one.ok
+        assert set(one.fingerprints) == set(PARTS)
+        assert one.result["target"]
 
 
 # ---- what is missing is said
