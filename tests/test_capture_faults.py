@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from crashlend.lab.capture_fault_checks import struck, told
+from crashlend.lab.capture_fault_checks import struck
 from crashlend.lab.capture_faults import CAPTURE_FAULTS, GONE_UUID
+from crashlend.lab.shows import told
 from crashlend.lab.spec import Saved
 
 if TYPE_CHECKING:

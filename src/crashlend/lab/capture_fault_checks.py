@@ -11,11 +11,12 @@ from crashlend.errors import CrashlendError
 from crashlend.lab.capture_faults import device_words
 from crashlend.lab.observe import Guest, observe
 from crashlend.lab.places import read_place
+from crashlend.lab.shows import check_shows
 from crashlend.lab.spec import Check, Saved
 from crashlend.sizes import MIB
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
     from pathlib import Path
 
     from crashlend.lab.capture_faults import CaptureFault
@@ -36,20 +37,9 @@ def ladder_text(capture: dict[str, Any]) -> str:
     )
 
 
-def told(lines: Sequence[str], saved: Saved) -> str:
-    """All that the crash kernel said: its lines of the console, capture.log, the rungs' reasons."""
-    log = saved.place / "capture.log" if saved.place else None
-    kept = log.read_text(errors="replace") if log and log.is_file() else ""
-    reasons = (str(rung.get("reason")) for rung in saved.capture.get("ladder", []))
-    return "\n".join((*lines, kept, *reasons))
-
-
 def struck(fault: CaptureFault, text: str) -> Check:
     """That the fault struck at all; without it what follows proves nothing. ``text`` is as of told."""
-    silent = [words for words in fault.shows if not re.search(words, text, re.DOTALL)]
-    shown = f"{len(fault.shows)} signs of it" if fault.shows else "it has no sign"
-    detail = f"not said: {silent}" if silent else shown
-    return Check("the fault struck", bool(fault.shows) and not silent, detail)
+    return check_shows("the fault struck", fault.shows, text)
 
 
 def check_capture_fault(
@@ -58,13 +48,13 @@ def check_capture_fault(
     report: Report,
     saved: Saved,
     directory: Path,
-    lines: Sequence[str],
+    said: str,
 ) -> Iterator[Check]:
     """That the fault struck, and that the capture did what it must about it.
 
-    ``lines`` are the crash kernel's on the console.
+    ``said`` is all that the crash kernel said (shows.told).
     """
-    yield struck(fault, told(lines, saved))
+    yield struck(fault, said)
     if fault.ladder:
         text = ladder_text(saved.capture)
         yield Check(

@@ -69,9 +69,11 @@ class Spec:
     looked at). ``speed``: after the dump the crash kernel writes it again with each compression and
     number of threads, and tells how long that took. ``capture_fault``: what is done to the capture, a
     key of capture_faults.CAPTURE_FAULTS. ``net``: the servers and the network of a second guest, a
-    key of servers.client.NETS; ``net_reasons`` are words of the reasons for which targets fail there,
-    in order. ``disk_layout``: what the guest makes of further disks and dumps to, a key of
+    key of servers.client.NETS; ``net_reasons`` are patterns of the reasons for which targets fail
+    there, in order. ``disk_layout``: what the guest makes of further disks and dumps to, a key of
     targets/layouts.py. ``own_tools``: the capture initramfs is built from a tree without busybox.
+    ``shows``: patterns of what the crash kernel and the servers must have said (shows.py), without
+    which a dump would have come by another way than the trial is about.
     """
 
     kernel: Kernel
@@ -124,6 +126,7 @@ class Spec:
     net_reasons: tuple[str, ...] = ()
     disk_layout: str = ""
     own_tools: bool = False
+    shows: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -38,12 +38,14 @@ from crashlend.lab.outcome import Outcome, load_answer
 from crashlend.lab.packages import find_tool, silent
 from crashlend.lab.parity import check_parity
 from crashlend.lab.places import read_place
+from crashlend.lab.premises import check_premises
 from crashlend.lab.qemu import Disk, Machine, choose_accel, run_machine
 from crashlend.lab.secure import build_boot_disk
 from crashlend.lab.servers import configs as server_configs
 from crashlend.lab.servers.client import NETS, lay_out
 from crashlend.lab.servers.guest import serving
-from crashlend.lab.servers.results import check_net, rearranged
+from crashlend.lab.servers.results import check_net, rearranged, server_logs
+from crashlend.lab.shows import check_shows, told
 from crashlend.lab.spec import Saved, Spec
 from crashlend.lab.speed.checks import check_speed
 from crashlend.lab.targets import layouts
@@ -74,6 +76,7 @@ STAGES = {
     "scanned": "/proc/vmcore is examined",
 }
 DISK_FREE_BYTES = 700 << 20
+CHECK_SHOWS = "it went the way that the trial is about"
 GUEST_PROGRAMS = (
     *("init", "agent.py", "probe.py", "kill.py", "victims.py", "scan.py", "loads.py", "late.py"),
     *("vmcore.py", "parity.py", "hogs.py", "faulty.py", "slowpage.py", "reading.py", "tasks.py"),
@@ -183,9 +186,14 @@ def run_trial(
         plan = load_answer(report).get("plan", {})
         console = read_console(directory)
         checks = run_checks(spec, report, plan, saved)
+        said = told(crash_kernel_lines(console + "\n", own) or [], saved)
+        premises = [*check_premises(spec, plan, saved, disk, directory)]
+        if spec.shows:
+            logs = server_logs(served.disk) if served else ""
+            premises.append(check_shows(CHECK_SHOWS, spec.shows, f"{said}\n{logs}"))
         if fault:
-            lines = crash_kernel_lines(console + "\n", own) or []
-            checks[:0] = check_capture_fault(fault, spec.kernel, report, saved, directory, lines)
+            premises += check_capture_fault(fault, spec.kernel, report, saved, directory, said)
+        checks[:0] = premises
         if stop:
             checks += stop.checks(saved)
         if served:

@@ -28,11 +28,12 @@ mkdir -p /run/lvm /run/lock/lvm /run/cryptsetup /run/mdadm /mnt
 sed -i /CONFIG_RD_XZ=/d /boot/config-*
 """
 _PARTITION = "printf 'label: gpt\\n,\\n' | sfdisk -q --no-reread {0}; sleep 1\n"
+KEY_KIB = 256 << 10
 _KEY = """mkdir -p /etc/keys
 dd if=/dev/urandom of=/etc/keys/crash bs=64 count=1
 chmod 600 /etc/keys/crash
 modprobe -a dm_crypt algif_skcipher xts
-cryptsetup luksFormat -q --type luks2 --pbkdf argon2id --pbkdf-memory 262144 \
+cryptsetup luksFormat -q --type luks2 --pbkdf argon2id --pbkdf-memory {KEY_KIB} \
   --pbkdf-force-iterations 4 --pbkdf-parallel 1 {0} /etc/keys/crash
 cryptsetup open --key-file /etc/keys/crash {0} crashes
 echo "crashes UUID=$(cryptsetup luksUUID {0}) /etc/keys/crash luks" >/etc/crypttab
@@ -41,12 +42,17 @@ echo "crashes UUID=$(cryptsetup luksUUID {0}) /etc/keys/crash luks" >/etc/cryptt
 
 @dataclass(frozen=True)
 class Layout:
-    """``target`` is what crashlend is told, ``prepare`` makes it; ``bus`` is that of the ``disks``."""
+    """``target`` is what crashlend is told, ``prepare`` makes it; ``bus`` is that of the ``disks``.
+
+    ``opening_bytes``: what opening the target takes, which must be more than what is reserved (0: no
+    more than any target).
+    """
 
     target: str
     prepare: str
     disks: int = 1
     bus: str = "virtio"
+    opening_bytes: int = 0
 
 
 LAYOUTS = {
@@ -76,16 +82,19 @@ LAYOUTS = {
         disks=2,
     ),
     "luks": Layout(
-        "/dev/mapper/crashes", _KEY.format("/dev/vdc") + "mkfs.xfs -q /dev/mapper/crashes\n"
+        "/dev/mapper/crashes",
+        _KEY.format("/dev/vdc", KEY_KIB=KEY_KIB) + "mkfs.xfs -q /dev/mapper/crashes\n",
+        opening_bytes=KEY_KIB << 10,
     ),
     "combined": Layout(
         "/dev/mapper/crashes",
         "modprobe -a raid1 dm_mod\nmdadm --create /dev/md0 --run --level=1 --raid-devices=2 "
         "--metadata=1.2 --assume-clean /dev/vdc /dev/vdd\npvcreate -y /dev/md0\n"
         "vgcreate vg /dev/md0\nlvcreate -y -W n -Z n -n secret -L 700M vg\n"
-        + _KEY.format("/dev/mapper/vg-secret")
+        + _KEY.format("/dev/mapper/vg-secret", KEY_KIB=KEY_KIB)
         + "mke2fs -q -t ext4 /dev/mapper/crashes\n",
         disks=2,
+        opening_bytes=KEY_KIB << 10,
     ),
 }
 
