@@ -16,12 +16,13 @@ from crashlend.cli import demo
 from crashlend.lab import qemu
 from crashlend.lab.checks import _ram_taken_over, asked_bytes, death_by_memory, run_checks
 from crashlend.lab.kernels import Kernel
+from crashlend.lab.lab_disk import complete_words
 from crashlend.lab.outcome import Outcome
 from crashlend.lab.qemu import LostVmError, Machine, Report, run_machine
 from crashlend.lab.spec import LOST, REFUSED, Command, Saved, Spec, Trial
 from crashlend.lab.suite import find, judge, why_not_lost
 from crashlend.lab.suites.table import SUITE
-from crashlend.lab.trial import complete_words, remove_traces
+from crashlend.lab.trial import remove_traces
 from crashlend.ranges import Ranges
 from crashlend.sizes import GIB, MIB
 from dump_files import kdump

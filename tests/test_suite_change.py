@@ -14,11 +14,11 @@ import crashlend
 from crashlend.cli.main import make_parser
 from crashlend.lab.checks import asked_bytes
 from crashlend.lab.kernels import Kernel
+from crashlend.lab.lab_disk import complete_words
 from crashlend.lab.outcome import load_answer
 from crashlend.lab.qemu import Report
 from crashlend.lab.spec import Command, Spec
 from crashlend.lab.suites.change import CHANGE
-from crashlend.lab.trial import complete_words
 from crashlend.sizes import MIB
 
 KERNEL = Kernel("6.1", "6.1", "bookworm", Path("/k"), Path("/m"), None)

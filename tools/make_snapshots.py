@@ -28,9 +28,10 @@ from crashlend.formats.bzimage import BzImage
 from crashlend.jsonable import to_json
 from crashlend.lab.guest import build_boot_initramfs, build_root
 from crashlend.lab.kernels import fetch
+from crashlend.lab.lab_disk import make_lab_disk, production_words
 from crashlend.lab.packages import find_tool
 from crashlend.lab.qemu import CPU_MODEL, Disk, Machine, run_machine
-from crashlend.lab.trial import Command, Spec, make_lab_disk, production_words
+from crashlend.lab.spec import Command, Spec
 
 GIB = 1 << 30
 MIB = 1 << 20

@@ -17,11 +17,12 @@ from crashlend.errors import CrashlendError
 from crashlend.lab.bench import times as bench_times
 from crashlend.lab.bench.search import Probe, Quest, evaluate, next_size
 from crashlend.lab.captures import build_capture_for
+from crashlend.lab.lab_disk import production_words
 from crashlend.lab.packages import silent
 from crashlend.lab.qemu import LostVmError
 from crashlend.lab.records import Records, machine_facts, source_hash
 from crashlend.lab.spec import Spec
-from crashlend.lab.trial import production_words, run_trial
+from crashlend.lab.trial import run_trial
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Any
 from crashlend.errors import CrashlendError
 from crashlend.lab.judges.image import MAP_TYPES, Entry, Image, parse_image
 from crashlend.lab.kernels import fetch
+from crashlend.lab.lab_disk import production_words
 from crashlend.lab.loaders import KEXEC_FILE_LOAD, KEXEC_LOAD, load_command, unload_command
 from crashlend.lab.packages import Say, silent
 from crashlend.lab.qemu import LostVmError
 from crashlend.lab.spec import Command, Spec
-from crashlend.lab.trial import production_words, run_trial
+from crashlend.lab.trial import run_trial
 from crashlend.ranges import Ranges
 from crashlend.sizes import GIB
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from crashlend.errors import CrashlendError
 from crashlend.lab.guest import build_boot_initramfs, build_root, pack_ext4, userland_suite
+from crashlend.lab.lab_disk import read_saved
 from crashlend.lab.packages import (
     Say,
     Suite,
@@ -27,7 +28,6 @@ from crashlend.lab.packages import (
 )
 from crashlend.lab.qemu import Disk, Machine, run_machine
 from crashlend.lab.spec import Saved
-from crashlend.lab.trial import read_saved
 from crashlend.sizes import GIB, MIB
 
 if TYPE_CHECKING:

@@ -20,8 +20,8 @@ from crashlend.capture.initramfs import shell_variables
 from crashlend.capture.modules import Want, read_module, read_module_tree
 from crashlend.capture.script import script
 from crashlend.formats import newc
+from crashlend.lab.lab_disk import read_saved
 from crashlend.lab.packages import silent
-from crashlend.lab.trial import read_saved
 from crashlend.lab.twin.contents import ETC
 from crashlend.lab.twin.filesystems import FSTYPES, make_filesystem, read_back
 from crashlend.lab.twin.shape import Change
