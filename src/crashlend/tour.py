@@ -16,6 +16,7 @@ from crashlend.config import Settings
 from crashlend.crashkernel.grammar import Request, parse_crashkernel
 from crashlend.errors import CrashlendError
 from crashlend.facts import Facts, read_facts
+from crashlend.formats.bzimage import BzImage
 from crashlend.formats.elfcore import PT_LOAD
 from crashlend.hostfiles import ArchiveFiles
 from crashlend.jsonable import from_json
@@ -76,9 +77,11 @@ def read_packaged(name: str) -> tuple[str, Facts, Payload]:
             error.strerror or str(error),
             hint="install crashlend again; it comes with its snapshots",
         ) from error
-    image = beside["payload"]["image"]
-    image["setup_header"] = bytes.fromhex(image["setup_header"])
-    payload = from_json(Payload, beside["payload"])
+    stored = beside["payload"]
+    header = bytes.fromhex(stored["image"]["setup_header"])
+    # what else a payload knows is of the host's programs, which no snapshot has
+    image = from_json(BzImage, {**stored["image"], "setup_header": header})
+    payload = Payload(image, stored["initramfs_bytes"])
     return beside["title"], read_facts(ArchiveFiles(archive, name)), payload
 
 
