@@ -10,7 +10,7 @@ part_of() {
   case $? in
     0) cat "$part" ;;
     124 | 137)
-      : >"$part.deaf"
+      true >"$part.deaf"
       say "$1 does not answer"
       ;;
   esac

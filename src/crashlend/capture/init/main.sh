@@ -19,7 +19,8 @@ mount_kernel_file_systems() {
 open_descriptors() {
   [ -e /proc/self/fd/0 ] || exec 0</dev/null
   [ -e /proc/self/fd/1 ] || exec 1>/dev/null
-  exec 2>>"$LOG"
+  # a failing redirection of exec would end the shell
+  ! true 2>/dev/null >>"$LOG" || exec 2>>"$LOG"
 }
 
 # write_early DIRECTORY: what is written goes to the disk from the first megabytes on. The kernel would

@@ -70,6 +70,8 @@ makedumpfile_other_words() {
       ;;
   esac
   case $DUMP_ARGS in *--num-threads*) ;; *) return 1 ;; esac
+  # 141: whoever read the pipe has gone
+  [ "$DUMP_EXIT" -ne 141 ] || return 1
   # killed or short of memory: the one that writes needs less and can do it alone
   [ "$DUMP_EXIT" -gt 128 ] || grep -q -i -E 'thread|memory|allocate' "$TMP/makedumpfile.log" ||
     return 1

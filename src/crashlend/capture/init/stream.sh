@@ -12,7 +12,8 @@ stream_dump() {
   RUN=$((RUN + 1))
   sunk=$TMP/sunk.$RUN
   rm -f "$TMP/stalled" "$TMP/exit"
-  : >"$TMP/sink.log"
+  # not ":", whose failing redirection ends a POSIX shell
+  true >"$TMP/sink.log"
   { stream_source "$@" | { "$sink" 2>"$TMP/sink.log" && : >"$sunk"; }; } &
   pipe=$!
   until ended "$pipe"; do
