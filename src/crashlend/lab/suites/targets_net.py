@@ -135,7 +135,7 @@ TARGETS_NET = (
             *("--stall-timeout", "30", "--target-timeout", "30", "--total-timeout", "900"),
             net="stalls",
             net_reasons=(
-                f"{_STALLED}|not responding|timed out",
+                f"{_STALLED}|not responding|timed out|: no answer$",
                 f"{_STALLED}|Operation (too slow|timed out)",
                 f"{_STALLED}|[Ii]nput/output error|timed out|is the disk full or failing",
             ),
