@@ -78,20 +78,21 @@ echo "{ADDRESSES[0]} {NAME}" >>/etc/hosts
 """
 )
 # A VLAN over a bond of both cards, one of which leads nowhere.
+# The module makes bond0 by itself as it is loaded.
 STACKED = (
     _BEGIN
     + """
 ip link set $silent down
 ip link set $card down
-ip link add bond0 type bond mode active-backup miimon 100
-ip link set $card master bond0
-ip link set $silent master bond0
-ip link set bond0 up
+ip link add bond1 type bond mode active-backup miimon 100
+ip link set $card master bond1
+ip link set $silent master bond1
+ip link set bond1 up
 ip link set $card up
-echo $card >/sys/class/net/bond0/bonding/active_slave
-ip link add link bond0 name bond0.7 type vlan id 7
-ip link set bond0.7 up
-ip addr add 192.168.78.20/24 dev bond0.7
+echo $card >/sys/class/net/bond1/bonding/active_slave
+ip link add link bond1 name bond1.7 type vlan id 7
+ip link set bond1.7 up
+ip addr add 192.168.78.20/24 dev bond1.7
 ip addr show
 """
 )
