@@ -20,8 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from crashlend.errors import CrashlendError
 from crashlend.lab.entry.bytes import PAGE, file_offset
-from crashlend.lab.entry.replay import HANG, RESET, UP, Ending, Replay, save_state
-from crashlend.lab.entry.stop import EntryStop
+from crashlend.lab.entry.replay import HANG, RESET, UP, Ending, Replay, SavedStop
 from crashlend.lab.spec import Check
 from crashlend.purgatory.x86_64 import ENDS, ENDS_OFFSET, RECORD_BYTES
 from crashlend.ranges import Ranges
@@ -29,8 +28,6 @@ from crashlend.ranges import Ranges
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from crashlend.lab.entry.gdbstub import GdbStub
-    from crashlend.lab.host import Host
     from crashlend.lab.packages import Say
     from crashlend.lab.qemu import Machine
     from crashlend.lab.spec import Saved
@@ -147,7 +144,7 @@ def fate_of(flip: Flip, segment_start: int, ending: Ending) -> Fate:
     )
 
 
-class Flips(EntryStop):
+class Flips(SavedStop):
     """A trial whose machine ends at purgatory's entry, to start from there with flipped bits.
 
     Where the plan says ``on_mismatch`` boot, one bit is flipped that nothing but the digest minds.
@@ -161,13 +158,6 @@ class Flips(EntryStop):
         self.count = count
         self.control: Fate | None = None
         self.fates: list[Fate] = []
-        self._state = Path()
-
-    def at_entry(self, host: Host, stub: GdbStub) -> None:
-        """Save the machine, and end it: its memory stays in the lab's hands."""
-        self._state = host.directory / "state"
-        save_state(host, stub, self.memory.fd, file_offset(self.pieces, self.entry), self._state)
-        stub.kill()
 
     def finish(self, machine: Machine, say: Say) -> None:
         """Replay: first as it was, then with each flip."""

@@ -12,14 +12,15 @@ import json
 import os
 import time
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from crashlend.errors import CrashlendError
+from crashlend.lab.entry.bytes import file_offset
+from crashlend.lab.entry.stop import EntryStop
 from crashlend.lab.qemu import run_machine
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from crashlend.lab.entry.gdbstub import GdbStub
     from crashlend.lab.host import Host
     from crashlend.lab.qemu import Machine
@@ -140,3 +141,17 @@ class Replay:
             words = {"command-line": "info registers"}
             self._where = str(self._host.qmp("human-monitor-command", **words))
         return RESET if ended else HANG
+
+
+class SavedStop(EntryStop):
+    """A stop that saves the machine for replays, and ends it."""
+
+    def __init__(self, memory_bytes: int) -> None:
+        super().__init__(memory_bytes)
+        self._state = Path()
+
+    def at_entry(self, host: Host, stub: GdbStub) -> None:
+        """Save the machine, and end it: its memory stays in the lab's hands."""
+        self._state = host.directory / "state"
+        save_state(host, stub, self.memory.fd, file_offset(self.pieces, self.entry), self._state)
+        stub.kill()

@@ -19,8 +19,7 @@ from typing import TYPE_CHECKING, Any, Callable
 from crashlend.errors import CrashlendError
 from crashlend.lab.entry.bytes import file_offset
 from crashlend.lab.entry.memory_file import MemoryFile, demand_memory
-from crashlend.lab.entry.replay import HANG, Replay, save_state
-from crashlend.lab.entry.stop import EntryStop
+from crashlend.lab.entry.replay import HANG, Replay, SavedStop
 from crashlend.lab.twin import cut
 from crashlend.lab.watch import last_panic
 from crashlend.purgatory.x86_64 import RECORD_BYTES
@@ -30,8 +29,6 @@ from crashlend.sizes import MIB
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from crashlend.lab.entry.gdbstub import GdbStub
-    from crashlend.lab.host import Host
     from crashlend.lab.packages import Say
     from crashlend.lab.qemu import Machine
     from crashlend.lab.twin.standin import StandIn
@@ -90,7 +87,7 @@ class _Capture(Replay):
         return HANG if time.monotonic() - self._moved >= SILENCE_SECONDS else ""
 
 
-class Probes(EntryStop):
+class Probes(SavedStop):
     """A twin that ends at purgatory's entry; ``search`` then asks for probes, as many as it likes."""
 
     name = "probes"
@@ -113,16 +110,9 @@ class Probes(EntryStop):
         super().__init__(memory_bytes)
         self.standin, self.init_size, self.search = standin, init_size, search
         self.jobs, self.timeout_seconds = jobs, timeout_seconds
-        self._state = Path()
         self._machine: Machine | None = None
         self._memories: list[MemoryFile] = []
         self._parameters = self._purgatory = b""
-
-    def at_entry(self, host: Host, stub: GdbStub) -> None:
-        """Save the machine, and end it: its memory stays in the lab's hands."""
-        self._state = host.directory / "state"
-        save_state(host, stub, self.memory.fd, file_offset(self.pieces, self.entry), self._state)
-        stub.kill()
 
     def finish(self, machine: Machine, say: Say) -> None:
         """The twin is stopped: search."""
